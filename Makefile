@@ -1,0 +1,60 @@
+# Every target needs only python3 (3.11 or newer, with venv) and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := s3,slurm,test,bench,docs
+SCHEMA := recipes/recipe.schema.json
+WRITE_SCHEMA = $(BIN)/python -c 'import sys; from bigmap.config import write_schema; write_schema(sys.argv[1])'
+PYTEST := $(BIN)/python -m pytest
+REPORTS := build/reports
+
+# About 40 x 40 km of fields west of Lleida.
+RUN_BBOX ?= 0.40,41.50,0.88,41.86
+
+.PHONY: help install run test test-services test-long bench lint format schema clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+install: $(STAMP)  ## create .venv with bigmap and all that its development needs
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+run: install  ## map part of Catalonia on simulated scenes; needs no network
+	$(BIN)/bigmap run recipes/catalonia.yaml --source simulated --bbox $(RUN_BBOX) \
+	    --set output.path=maps/catalonia-trial.zarr --overwrite
+
+test: install  ## the fast tests, under 5 minutes
+	$(PYTEST) -n 2 --dist loadfile --junitxml $(REPORTS)/fast.xml
+
+test-services: install  ## tests against a real HTTP server, S3 endpoint and STAC API
+	$(PYTEST) -m 'services and not long' --junitxml $(REPORTS)/services.xml
+
+test-long: install  ## many kills, very many blocks
+	$(PYTEST) -m long --junitxml $(REPORTS)/long.xml
+
+bench: install  ## measure; results go to benchmarks/results
+	$(BIN)/python -m benchmarks
+
+lint: install  ## style, types, import rules, and whether the schema is up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@mkdir -p build && $(WRITE_SCHEMA) build/recipe.schema.json
+	cmp build/recipe.schema.json $(SCHEMA) || { echo 'run "make schema" and commit $(SCHEMA)'; exit 1; }
+
+format: install  ## format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schema: install  ## write the JSON Schema of recipes, which editors use for completion
+	$(WRITE_SCHEMA) $(SCHEMA)
+
+clean:  ## remove what make created, except maps
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -prune -exec rm -rf {} +
