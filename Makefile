@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SERVICES_VENV := .venv-services
+SERVICES_STAMP := $(SERVICES_VENV)/.installed
 EXTRAS := s3,slurm,test,bench,docs
 SCHEMA := recipes/recipe.schema.json
 WRITE_SCHEMA = $(BIN)/python -c 'import sys; from bigmap.config import write_schema; write_schema(sys.argv[1])'
@@ -12,16 +14,23 @@ REPORTS := build/reports
 # About 40 x 40 km of fields west of Lleida.
 RUN_BBOX ?= 0.40,41.50,0.88,41.86
 
-.PHONY: help install run test test-services test-long bench lint format schema clean
+.PHONY: help install install-services run test test-services test-long bench lint format schema clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 install: $(STAMP)  ## create .venv with bigmap and all that its development needs
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+install-services: $(SERVICES_STAMP)  ## create .venv-services, where the STAC API of the tests runs
+
+$(SERVICES_STAMP): tests/services/requirements.txt
+	test -x $(SERVICES_VENV)/bin/python || $(PYTHON) -m venv $(SERVICES_VENV)
+	$(SERVICES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 run: install  ## map part of Catalonia on simulated scenes; needs no network
@@ -31,7 +40,7 @@ run: install  ## map part of Catalonia on simulated scenes; needs no network
 test: install  ## the fast tests, under 5 minutes
 	$(PYTEST) -n 2 --dist loadfile --junitxml $(REPORTS)/fast.xml
 
-test-services: install  ## tests against a real HTTP server, S3 endpoint and STAC API
+test-services: install install-services  ## tests against a real HTTP server, S3 endpoint and STAC API
 	$(PYTEST) -m 'services and not long' --junitxml $(REPORTS)/services.xml
 
 test-long: install  ## many kills, very many blocks
@@ -56,5 +65,5 @@ schema: install  ## write the JSON Schema of recipes, which editors use for comp
 	$(WRITE_SCHEMA) $(SCHEMA)
 
 clean:  ## remove what make created, except maps
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(SERVICES_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -prune -exec rm -rf {} +
