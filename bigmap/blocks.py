@@ -1,0 +1,204 @@
+"""One block, on a worker: read, choose dates, predict, write, and a small record of it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import socket
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from bigmap import grid
+from bigmap.cube import Access, BoolArray, CubeReader, DayMasks, UInt16Array
+from bigmap.errors import LeaseError, ReadError
+from bigmap.grid import ROI, Area, Lattice, area_mask
+from bigmap.inference import CellData, Engine, Timings, Windowing
+from bigmap.items import ItemRow
+from bigmap.ledger import BlockRecord, BlockState, holds_lease
+from bigmap.models import MapModel, build_model
+from bigmap.quality import DateRule, MaskRule, choose_dates
+from bigmap.store import MapWriter
+
+
+@dataclass(frozen=True)
+class BlockJob:
+    """What all blocks of a run have in common; it travels to each worker once."""
+
+    output: str
+    run_folder: str
+    lease_owner: str | None
+    """Owner of the run's lease; a worker whose driver has lost it must not write."""
+    lattice: Lattice
+    extent: ROI
+    area: Area
+    model: str
+    options: tuple[tuple[str, bool | int | float | str], ...]
+    weights: str | None
+    layers: tuple[str, ...]
+    windowing: Windowing
+    mask: MaskRule
+    dates: DateRule
+    resampling: Literal["nearest", "bilinear", "cubic"] = "bilinear"
+    loader: Literal["stackstac", "odc-stac"] = "stackstac"
+    on_error: Literal["fail", "drop-date"] = "fail"
+    access: Access = Access()
+    read_threads: int = 8
+
+    @property
+    def engine(self) -> Engine:
+        """The model and how it is cut into windows; the model is built once per process."""
+        model = _build_once(self.model, self.options, self.weights)
+        layers = tuple(layer for layer in model.spec.layers if layer.name in self.layers)
+        return Engine(model, self.lattice, self.windowing, layers)
+
+    def reader(self, rows: Sequence[ItemRow]) -> CubeReader:
+        """Return a reader of some items."""
+        return CubeReader(
+            rows=tuple(rows),
+            lattice=self.lattice,
+            bands=self.engine.model.spec.bands,
+            mask=self.mask,
+            resampling=self.resampling,
+            loader=self.loader,
+            access=self.access,
+            threads=self.read_threads,
+        )
+
+
+@lru_cache(maxsize=4)
+def _build_once(
+    name: str, options: tuple[tuple[str, bool | int | float | str], ...], weights: str | None
+) -> MapModel:
+    return build_model(name, dict(options), weights=weights)
+
+
+def name_block(lattice: Lattice, block: ROI) -> str:
+    """Return the name of a block: its row and column on the lattice of blocks."""
+    rows, cols = block
+    return f"r{rows.start // lattice.block_px}c{cols.start // lattice.block_px}"
+
+
+def run_block(job: BlockJob, block: ROI, rows: Sequence[ItemRow]) -> BlockRecord:
+    """Map one block.
+
+    Parameters
+    ----------
+    job
+        What the run's blocks have in common.
+    block
+        Whole cells and shards, in global pixel indices.
+    rows
+        The items that have pixels in the block or its context.
+
+    Returns
+    -------
+    BlockRecord
+        ``empty`` if no pixel of the area has a value, ``degraded`` if a date was dropped.
+
+    Raises
+    ------
+    ReadError
+        If a file cannot be read and the recipe does not allow dropping its date.
+    OutputError
+        If a shard cannot be written.
+    LeaseError
+        If the run belongs to another driver by now.
+    """
+    timings = Timings()
+    cells = _CellReads(job, job.reader(rows), timings)
+    layers = job.engine.predict(
+        block,
+        cells,
+        is_wanted=lambda roi: job.area.intersects(job.lattice.bounds(roi)),
+        timings=timings,
+    )
+    with timings.measure("write"):
+        inside = area_mask(job.area, job.lattice, block)
+        for spec in job.engine.layers:
+            layers[spec.name][..., ~inside] = spec.nodata
+        if job.lease_owner and not holds_lease(job.run_folder, job.lease_owner):
+            raise LeaseError(f"{job.run_folder}: the run belongs to another driver by now")
+        place = grid.scale(grid.relative(block, job.extent), job.lattice.upscale)
+        shards = MapWriter(job.output).write(layers, place)
+    state: BlockState = "degraded" if cells.dropped else "done" if shards else "empty"
+    return BlockRecord(
+        block=name_block(job.lattice, block),
+        state=state,
+        dates=tuple(day.isoformat() for day in sorted(cells.used)),
+        dropped=tuple(f"{day}: {why}" for day, why in sorted(cells.dropped.items())),
+        device=job.windowing.device,
+        seconds={stage: round(spent, 4) for stage, spent in timings.seconds.items()},
+        shards=tuple((shard.key, shard.size_bytes) for shard in shards),
+        mapped_km2=float(inside.sum()) * (job.lattice.gsd_m / job.lattice.upscale) ** 2 / 1e6,
+        worker=socket.gethostname(),
+        finished=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    )
+
+
+@dataclass
+class _CellReads:
+    """Reads cells of one block: masks of all dates first, then the bands of the chosen ones."""
+
+    job: BlockJob
+    reader: CubeReader
+    timings: Timings
+    used: set[dt.date] = field(default_factory=set)
+    dropped: dict[dt.date, str] = field(default_factory=dict)
+
+    def __call__(self, cell: ROI, window: ROI) -> CellData:
+        """Choose the dates of a cell and read them on a window.
+
+        A date that cannot be read fails the block; where the recipe allows it, it is dropped
+        instead, and the cell chooses again without it.
+        """
+        both = grid.hull([cell, window])
+        reader = self.reader.near(both)
+        with self.timings.measure("mask"):
+            masks = self._read_masks(reader, both)
+        inside, cut = grid.relative(cell, both), grid.relative(window, both)
+        share = {day: 100 * float(mask.mosaic()[inside].mean()) for day, mask in masks.items()}
+        pixels: dict[dt.date, tuple[UInt16Array, BoolArray]] = {}
+        chosen = self._choose(share)
+        with self.timings.measure("read"):
+            while missing := sorted(set(chosen) - set(pixels)):
+                day = missing[0]
+                try:
+                    pixels[day] = reader.read_day(day, window, masks=masks[day].cut(cut))
+                except ReadError as error:
+                    self._drop(day, error)
+                    chosen = self._choose(share)
+        self.used.update(chosen)
+        shape = grid.shape_of(window)
+        if not chosen:
+            bands = len(reader.bands)
+            return CellData(np.zeros((0, bands, *shape), np.uint16), np.zeros((0, *shape), bool))
+        return CellData(
+            np.stack([pixels[day][0] for day in chosen]),
+            np.stack([pixels[day][1] for day in chosen]),
+        )
+
+    def _choose(self, share: dict[dt.date, float]) -> list[dt.date]:
+        days = [day for day in sorted(share) if day not in self.dropped]
+        percents = np.array([share[day] for day in days])
+        return [days[index] for index in choose_dates(percents, self.job.dates)]
+
+    def _read_masks(self, reader: CubeReader, roi: ROI) -> dict[dt.date, DayMasks]:
+        days = [day for day in reader.days if day not in self.dropped]
+        masks = {}
+        with ThreadPoolExecutor(max_workers=self.job.read_threads) as pool:
+            reads = {day: pool.submit(reader.read_masks, day, roi) for day in days}
+            for day, read in reads.items():
+                try:
+                    masks[day] = read.result()
+                except ReadError as error:
+                    self._drop(day, error)
+        return masks
+
+    def _drop(self, day: dt.date, error: ReadError) -> None:
+        if self.job.on_error == "fail":
+            raise error
+        self.dropped[day] = str(error)

@@ -1,0 +1,481 @@
+"""The recipe: one validated, frozen description of a map.
+
+This module is the only reader of YAML. Units stand in the names of the fields, unknown
+fields are refused, and a wrong value gives one sentence that names the field.
+
+Paths of inputs (``area.file``, ``source.files``, ``model.weights``) are relative to the
+recipe's folder; ``output.path`` is relative to the current folder.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pyproj import CRS
+from pyproj.exceptions import CRSError
+
+from bigmap.errors import RecipeError
+
+MAX_RECIPE_BYTES = 1_000_000
+PATH_FIELDS = (("area", "file"), ("source", "files"), ("source", "cache"), ("model", "weights"))
+
+Positive = Annotated[int, Field(gt=0)]
+PowerOfTwo = Annotated[int, Field(gt=0, le=65536)]
+BandResampling = Literal["bilinear", "cubic", "nearest"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class AreaConfig(_Part):
+    """What to map: a bounding box or the polygons of a file."""
+
+    bbox: tuple[float, float, float, float] | None = Field(
+        None,
+        description="West, south, east, north in degrees (EPSG:4326); west > east crosses the "
+        "antimeridian.",
+    )
+    file: str | None = Field(None, description="Polygons: GeoJSON, GPKG or GeoParquet, any CRS.")
+    buffer_m: float = Field(0.0, ge=0, description="Grow the area by this many metres.")
+    clip_bbox: tuple[float, float, float, float] | None = Field(
+        None, description="Map only what lies inside this box too, in degrees; set by --bbox."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> AreaConfig:
+        if (self.bbox is None) == (self.file is None):
+            raise ValueError("give either bbox or file")
+        for box in (self.bbox, self.clip_bbox):
+            if box is not None:
+                check_lonlat_bbox(box)
+        return self
+
+
+def check_lonlat_bbox(bbox: Sequence[float]) -> None:
+    """Refuse a west, south, east, north box in degrees that cannot be one."""
+    west, south, east, north = bbox
+    if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= 90 and north <= 90):
+        raise ValueError(
+            f"bbox {list(bbox)} is not in degrees; give west, south, east, north in EPSG:4326"
+        )
+    if south >= north or west == east:
+        raise ValueError(f"bbox {list(bbox)} is empty; give west, south, east, north")
+
+
+class GridConfig(_Part):
+    """The input grid and its partition; the lattices start at the origin of the CRS."""
+
+    crs: str = Field(description="Projected CRS in metres, for example EPSG:25831.")
+    gsd_m: float = Field(10.0, gt=0, description="Pixel size of the input grid, in metres.")
+    core_px: PowerOfTwo = Field(128, description="Side of a window's core, in input pixels.")
+    cell_px: PowerOfTwo = Field(
+        1024, description="Side of a cell, whose cores share one choice of dates, in input pixels."
+    )
+    block_px: Positive = Field(
+        2048, description="Side of a block, the unit of work, in input pixels: whole cells."
+    )
+    shard_px: Positive = Field(4096, description="Side of a Zarr shard, in output pixels.")
+    chunk_px: Positive = Field(512, description="Side of a Zarr chunk, in output pixels.")
+
+    @field_validator("crs")
+    @classmethod
+    def _check_crs(cls, value: str) -> str:
+        try:
+            crs = CRS.from_user_input(value)
+        except CRSError as error:
+            raise ValueError(f"{value!r} is not a CRS that PROJ knows") from error
+        units = {axis.unit_name for axis in crs.axis_info}
+        if not crs.is_projected or units != {"metre"}:
+            raise ValueError(
+                f"{value} has no metres as its unit; choose a projected CRS in metres, "
+                "for example EPSG:3035 or a UTM zone"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> GridConfig:
+        for name in ("core_px", "cell_px"):
+            value = getattr(self, name)
+            if value & (value - 1):
+                raise ValueError(f"{name} {value} is not a power of two")
+        for inner, outer in (
+            ("core_px", "cell_px"),
+            ("cell_px", "block_px"),
+            ("chunk_px", "shard_px"),
+        ):
+            if getattr(self, outer) % getattr(self, inner):
+                raise ValueError(
+                    f"{outer} {getattr(self, outer)} is not a multiple of {inner} "
+                    f"{getattr(self, inner)}"
+                )
+        return self
+
+
+class SclMask(_Part):
+    """Sen2Cor's scene classification; pixels of the listed classes are clear."""
+
+    kind: Literal["scl"] = "scl"
+    asset: str = "scl"
+    clear_values: tuple[int, ...] = Field(
+        (2, 4, 5, 6, 7, 11),
+        min_length=1,
+        description="SCL classes that count as clear; 0 and 1 never should.",
+    )
+    dilate_px: int = Field(0, ge=0, le=64, description="Grow what is not clear, in input pixels.")
+
+
+class BinaryMask(_Part):
+    """A mask band with one value for clear pixels, such as Sentinel Hub's ``clm``."""
+
+    kind: Literal["binary"]
+    asset: str
+    clear_value: int = Field(0, ge=0, le=254)
+    dilate_px: int = Field(0, ge=0, le=64, description="Grow what is not clear, in input pixels.")
+
+
+class ProbabilityMask(_Part):
+    """A cloud probability in percent; pixels up to the limit are clear."""
+
+    kind: Literal["probability"]
+    asset: str
+    max_percent: int = Field(40, ge=0, le=100)
+    dilate_px: int = Field(0, ge=0, le=64, description="Grow what is not clear, in input pixels.")
+
+
+class NoMask(_Part):
+    """No mask: every pixel with data is clear."""
+
+    kind: Literal["none"]
+
+
+MaskConfig = Annotated[SclMask | BinaryMask | ProbabilityMask | NoMask, Discriminator("kind")]
+
+
+class AccessConfig(_Part):
+    """How pixels are fetched. Secrets come from the environment, never from here."""
+
+    sign: Literal["none", "planetary-computer"] = Field(
+        "none", description="Sign hrefs when a block is read, so that they cannot expire."
+    )
+    unsigned_s3: bool = Field(True, description="Read s3:// hrefs without credentials.")
+    requester_pays: bool = Field(False, description="Accept the cost of requester-pays buckets.")
+    s3_endpoint: str | None = Field(None, description="Host of an S3 service other than AWS.")
+    timeout_s: float = Field(30.0, gt=0, description="Time without data until a request fails.")
+    retries: int = Field(4, ge=0, le=20, description="Further attempts at a request or a read.")
+
+
+class _Source(_Part):
+    start: dt.date = Field(description="First day, included.")
+    end: dt.date = Field(description="Last day, included.")
+    max_cloud_percent: float = Field(100.0, ge=0, le=100, description="Limit on eo:cloud_cover.")
+    harmonise: Literal["flag", "baseline", "drop", "refuse"] = Field(
+        "flag",
+        description="Where an item contradicts itself about the -0.1 offset of baseline 04.00: "
+        "believe its flag, believe its baseline, drop the item, or refuse to run.",
+    )
+    mask: MaskConfig = SclMask()
+    access: AccessConfig = AccessConfig()
+
+    @model_validator(mode="after")
+    def _check_dates(self) -> _Source:
+        if self.end < self.start:
+            raise ValueError(f"end {self.end} is before start {self.start}")
+        return self
+
+
+class StacApiSource(_Source):
+    """A STAC API with item search."""
+
+    kind: Literal["stac-api"]
+    url: str = Field(pattern=r"^https?://", description="Root of the API.")
+    collection: str
+
+
+class FilesSource(_Source):
+    """Items in files: STAC items, item collections (JSON) or stac-geoparquet."""
+
+    kind: Literal["files"]
+    files: tuple[str, ...] = Field(min_length=1)
+    collection: str | None = Field(None, description="Keep items of this collection only.")
+
+
+class StaticCatalogSource(_Source):
+    """A static catalogue, followed from its catalog.json or collection.json."""
+
+    kind: Literal["static-catalog"]
+    files: tuple[str, ...] = Field(min_length=1, max_length=1)
+    collection: str | None = Field(None, description="Keep items of this collection only.")
+
+
+class SimulatedSource(_Source):
+    """Simulated Sentinel-2 scenes, written as COGs when they are first needed."""
+
+    kind: Literal["simulated"]
+    seed: int = Field(0, ge=0)
+    cache: str | None = Field(
+        None, description="Folder of the scenes; by default in the user's cache folder."
+    )
+
+
+SourceConfig = Annotated[
+    StacApiSource | FilesSource | StaticCatalogSource | SimulatedSource, Discriminator("kind")
+]
+
+
+class ReadingConfig(_Part):
+    """How pixels come onto the grid."""
+
+    loader: Literal["stackstac", "odc-stac"] = "stackstac"
+    resampling: BandResampling = Field(
+        "bilinear", description="Resampling of bands; masks are always nearest."
+    )
+    on_error: Literal["fail", "drop-date"] = Field(
+        "fail",
+        description="What cannot be read fails its block, or drops its date there and marks the "
+        "block degraded.",
+    )
+
+
+class DatesConfig(_Part):
+    """Which dates a cell is mapped from: the clearest first."""
+
+    max_per_cell: int = Field(12, ge=1, le=400)
+    min_clear_percent: float = Field(25.0, ge=0, le=100)
+
+
+class ModelConfig(_Part):
+    """The model; its bands, upscale, halo and layers follow from it."""
+
+    name: str
+    weights: str | None = Field(None, description="A safetensors file with its model card.")
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+
+
+class InferenceConfig(_Part):
+    """How windows go through the model."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    batch_windows: int = Field(8, ge=1, le=1024)
+    overlap: Literal["auto", "trim", "blend"] = Field(
+        "auto",
+        description="Cut windows back to their cores, or blend neighbours over their halos; auto "
+        "follows the kind of the model.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class OutputConfig(_Part):
+    """The map."""
+
+    path: str = Field(description="Folder or s3:// URL that ends in .zarr.")
+    layers: tuple[str, ...] | None = Field(
+        None, min_length=1, description="Layers to write; by default all that the model has."
+    )
+    overviews: int = Field(3, ge=0, le=12, description="Number of halved levels below the map.")
+
+    @field_validator("path")
+    @classmethod
+    def _check_path(cls, value: str) -> str:
+        if not value.rstrip("/").endswith(".zarr"):
+            raise ValueError(f"{value!r} does not end in .zarr")
+        if any(part == "@" or "@" in part.split("/")[0] for part in value.split("://")[1:]):
+            raise ValueError("a path must not hold credentials; give them in the environment")
+        return value.rstrip("/")
+
+
+class LocalCluster(_Part):
+    """Worker processes on this machine."""
+
+    kind: Literal["local"] = "local"
+    workers: int | None = Field(None, ge=1, le=512, description="By default one per two cores.")
+    blocks_per_worker: int = Field(
+        2, ge=1, le=16, description="Blocks that a worker has in hand, so that one reads while "
+        "another predicts."
+    )
+    memory_gb: float | None = Field(
+        None, gt=0, description="Memory of one worker; by default an equal share of the machine."
+    )
+
+
+class Recipe(_Part):
+    """One map: area, grid, source, dates, model and output."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    title: str | None = None
+    area: AreaConfig
+    grid: GridConfig
+    source: SourceConfig
+    reading: ReadingConfig = ReadingConfig()
+    dates: DatesConfig = DatesConfig()
+    model: ModelConfig
+    inference: InferenceConfig = InferenceConfig()
+    output: OutputConfig
+    cluster: LocalCluster = LocalCluster()
+
+    def to_yaml(self) -> str:
+        """Write the resolved recipe as YAML that :func:`parse_recipe` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses duplicate keys, which YAML would silently let win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        doubled = {str(key) for key in keys if keys.count(key) > 1}
+        if doubled:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {', '.join(sorted(doubled))} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate a recipe.
+
+    Parameters
+    ----------
+    path
+        A YAML file.
+    overrides
+        ``dotted.key=value`` settings that replace the recipe's own; values are YAML.
+
+    Raises
+    ------
+    RecipeError
+        If the file cannot be read, is not YAML, or a field is wrong; the message names both.
+    """
+    file = Path(path)
+    raw = read_yaml(file)
+    for override in overrides:
+        _apply_override(raw, override)
+    for part, field in PATH_FIELDS:
+        section = raw.get(part)
+        if isinstance(section, dict) and field in section:
+            section[field] = _resolve(section[field], file.parent)
+    return parse_recipe(raw, origin=str(file))
+
+
+def parse_recipe(raw: Mapping[str, Any], *, origin: str = "recipe") -> Recipe:
+    """Validate a mapping as a recipe; see :func:`load_recipe`."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(f"{origin}: {_explain(error)}") from None
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping, with the safe loader only."""
+    if not file.is_file():
+        raise RecipeError(f"{file}: no such file")
+    if file.stat().st_size > MAX_RECIPE_BYTES:
+        raise RecipeError(f"{file}: larger than {MAX_RECIPE_BYTES} bytes, so not a recipe")
+    try:
+        raw = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - safe subclass
+    except OSError as error:
+        raise RecipeError(f"{file}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, yaml.reader.ReaderError):
+        raise RecipeError(f"{file}: is not a text file in UTF-8") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "too deeply nested"
+        raise RecipeError(f"{file}: is not valid YAML{where}: {problem}") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{file}: holds no fields; a recipe starts with name:, area:, grid:")
+    return raw
+
+
+def write_schema(path: str | Path) -> None:
+    """Write the JSON Schema of recipes, which editors use for completion."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    schema |= Recipe.model_json_schema()
+    Path(path).write_text(json.dumps(schema, indent=2) + "\n", encoding="utf-8")
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise RecipeError(f"--set {override!r}: write it as dotted.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {key}: {text!r} is not a YAML value") from None
+    section = raw
+    for part in parts[:-1]:
+        section = section.setdefault(part, {})
+        if not isinstance(section, dict):
+            raise RecipeError(f"--set {key}: {part} is a value and holds no fields")
+    section[parts[-1]] = value
+
+
+def _resolve(value: Any, folder: Path) -> Any:
+    if isinstance(value, list):
+        return [_resolve(entry, folder) for entry in value]
+    if not isinstance(value, str) or "://" in value:
+        return value
+    return str((folder / Path(value).expanduser()).resolve())
+
+
+def _explain(error: ValidationError) -> str:
+    """Turn the first of pydantic's errors into one sentence that names the field."""
+    errors = error.errors(include_url=False)
+    # An unknown key explains a missing one (a misspelt field gives both), so it comes first.
+    errors.sort(key=lambda entry: entry["type"] != "extra_forbidden")
+    first = errors[0]
+    field = ".".join(str(part) for part in first["loc"] if not _is_tag(part, first["loc"]))
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{field} is not a known field{_suggest(first['loc'])}{more}"
+    if first["type"] == "missing":
+        return f"{field} is missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
+    if first["type"] == "value_error":
+        shown = ""
+    return f"{field or 'recipe'}: {message}{shown}{more}"
+
+
+SOURCE_TAGS = ("stac-api", "files", "static-catalog", "simulated")
+MASK_TAGS = ("scl", "binary", "probability", "none")
+
+
+def _is_tag(part: Any, loc: tuple[Any, ...]) -> bool:
+    """Tell pydantic's union tags in an error's location from fields."""
+    place = loc.index(part)
+    return place > 0 and (
+        (loc[place - 1] == "source" and part in SOURCE_TAGS)
+        or (loc[place - 1] == "mask" and part in MASK_TAGS)
+    )
+
+
+def _suggest(loc: tuple[Any, ...]) -> str:
+    known: set[str] = set()
+
+    def collect(schema: Any) -> None:
+        if isinstance(schema, dict):
+            known.update(schema.get("properties", {}))
+            for value in schema.values():
+                collect(value)
+
+    collect(Recipe.model_json_schema())
+    close = difflib.get_close_matches(str(loc[-1]), sorted(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

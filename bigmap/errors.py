@@ -1,0 +1,44 @@
+"""The exception tree of bigmap.
+
+Every message is one clear sentence that names the field, file or block concerned
+and says what to do. The command line turns a :class:`BigmapError` into that sentence
+and exit code 2; anything else is a fault of bigmap itself.
+"""
+
+from __future__ import annotations
+
+
+class BigmapError(Exception):
+    """Base of all errors that the user of bigmap can act on."""
+
+
+class RecipeError(BigmapError):
+    """A recipe, an override or a file that a recipe names is wrong."""
+
+
+class CatalogError(BigmapError):
+    """A catalogue cannot be reached, holds nothing, or contradicts itself."""
+
+
+class ReadError(BigmapError):
+    """Pixels could not be read after all retries; names the asset."""
+
+
+class ModelError(BigmapError):
+    """A model is unknown, or its weights or options do not fit it."""
+
+
+class PlanError(BigmapError):
+    """The plan cannot work: it does not fit in memory, or covers nothing."""
+
+
+class OutputError(BigmapError):
+    """The output cannot be written, exists already, or is not a map of this run."""
+
+
+class RunError(BigmapError):
+    """A run stopped before its end; its message says how to go on."""
+
+
+class LeaseError(OutputError):
+    """The output belongs to another run."""

@@ -1,0 +1,252 @@
+"""Windows, cells, blocks and shards on one lattice anchored at the origin of the CRS.
+
+Pure geometry: a pixel has the global index ``row = -y / gsd_m``, ``col = x / gsd_m``, so
+that the same place has the same index in every run. Regions are ``(rows, cols)`` slices
+of global indices and may be negative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import rasterio.features
+import shapely
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from shapely.geometry.base import BaseGeometry
+
+ROI = tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """The input grid, its partition, and the partition of the output."""
+
+    crs: str
+    """Projected CRS in metres."""
+    gsd_m: float
+    """Pixel size of the input grid, in metres."""
+    core_px: int
+    """Side of a window's core, in input pixels."""
+    cell_px: int
+    """Side of a cell, in input pixels."""
+    block_px: int
+    """Side of a block, in input pixels."""
+    upscale: int
+    """Output pixels per input pixel, along each axis."""
+    shard_px: int
+    """Side of a Zarr shard, in output pixels."""
+    chunk_px: int
+    """Side of a Zarr chunk, in output pixels."""
+
+    @property
+    def extent_step_px(self) -> int:
+        """Step, in input pixels, to which a map's extent is snapped: whole cells and shards."""
+        return math.lcm(self.cell_px, self.shard_px // math.gcd(self.shard_px, self.upscale))
+
+    def geobox(self, roi: ROI, *, upscale: int = 1) -> GeoBox:
+        """Return the GeoBox of a region of input pixels, at ``upscale`` pixels per pixel."""
+        rows, cols = roi
+        gsd_m = self.gsd_m / upscale
+        affine = Affine(gsd_m, 0, cols.start * self.gsd_m, 0, -gsd_m, -rows.start * self.gsd_m)
+        shape = (upscale * (rows.stop - rows.start), upscale * (cols.stop - cols.start))
+        return GeoBox(shape, affine, self.crs)
+
+    def bounds(self, roi: ROI) -> tuple[float, float, float, float]:
+        """Return left, bottom, right, top of a region, in metres."""
+        rows, cols = roi
+        return (
+            cols.start * self.gsd_m,
+            -rows.stop * self.gsd_m,
+            cols.stop * self.gsd_m,
+            -rows.start * self.gsd_m,
+        )
+
+    def snap(self, bounds: tuple[float, float, float, float], step_px: int) -> ROI:
+        """Return the smallest region on the lattice of ``step_px`` that covers ``bounds``.
+
+        Parameters
+        ----------
+        bounds
+            Left, bottom, right, top in metres.
+        step_px
+            Step of the lattice, in input pixels.
+        """
+        left, bottom, right, top = bounds
+        step_m = step_px * self.gsd_m
+        return (
+            slice(math.floor(-top / step_m) * step_px, math.ceil(-bottom / step_m) * step_px),
+            slice(math.floor(left / step_m) * step_px, math.ceil(right / step_m) * step_px),
+        )
+
+    def cores(self, roi: ROI) -> Iterator[ROI]:
+        """Yield the cores that touch a region, in row-major order, each whole."""
+        return tiles_of(roi, self.core_px)
+
+    def cells(self, roi: ROI) -> Iterator[ROI]:
+        """Yield the cells that touch a region, in row-major order, each whole."""
+        return tiles_of(roi, self.cell_px)
+
+    def blocks(self, extent: ROI) -> Iterator[ROI]:
+        """Yield the blocks of an extent in row-major order, clipped to the extent.
+
+        The extent is snapped to :attr:`extent_step_px`, so a clipped block still consists of
+        whole cells and whole shards.
+        """
+        for block in tiles_of(extent, self.block_px):
+            yield intersect(block, extent)
+
+
+def tiles_of(roi: ROI, step_px: int) -> Iterator[ROI]:
+    """Yield the squares of a lattice of ``step_px`` that touch a region, row by row."""
+    rows, cols = roi
+    for row in range(rows.start // step_px * step_px, rows.stop, step_px):
+        for col in range(cols.start // step_px * step_px, cols.stop, step_px):
+            yield slice(row, row + step_px), slice(col, col + step_px)
+
+
+def window_of(core: ROI, halo_px: int) -> tuple[ROI, ROI]:
+    """Grow a core by its halo and locate the core inside the window.
+
+    Parameters
+    ----------
+    core
+        ``(rows, cols)`` slices of one core on the lattice, in input-grid pixels; may be
+        negative: the lattice starts at the CRS origin.
+    halo_px
+        Context wanted on each side, in input-grid pixels.
+
+    Returns
+    -------
+    window, trim
+        ``window`` is what to read; ``trim`` cuts the core back out of it:
+        ``grid[window][trim]`` equals ``grid[core]``.
+
+    Raises
+    ------
+    ValueError
+        If ``halo_px`` is negative or ``core`` is empty.
+    """
+    if halo_px < 0 or is_empty(core):
+        raise ValueError(f"halo of {halo_px} px around {core}: the halo must not be negative "
+                         "and the core not be empty")
+    window = grow(core, halo_px)
+    return window, relative(core, window)
+
+
+def grow(roi: ROI, margin_px: int) -> ROI:
+    """Return a region grown by a margin on each side."""
+    rows, cols = roi
+    return (
+        slice(rows.start - margin_px, rows.stop + margin_px),
+        slice(cols.start - margin_px, cols.stop + margin_px),
+    )
+
+
+def intersect(a: ROI, b: ROI) -> ROI:
+    """Return the common part of two regions; :func:`is_empty` where there is none."""
+    rows, cols = (
+        slice(max(i.start, j.start), min(i.stop, j.stop)) for i, j in zip(a, b, strict=True)
+    )
+    return rows, cols
+
+
+def is_empty(roi: ROI) -> bool:
+    """Tell whether a region holds no pixel."""
+    return any(part.stop <= part.start for part in roi)
+
+
+def hull(rois: list[ROI]) -> ROI:
+    """Return the smallest region that contains all the given ones."""
+    rows, cols = (
+        slice(min(roi[axis].start for roi in rois), max(roi[axis].stop for roi in rois))
+        for axis in (0, 1)
+    )
+    return rows, cols
+
+
+def relative(roi: ROI, parent: ROI) -> ROI:
+    """Return a region in the pixel indices of a parent region."""
+    rows, cols = (
+        slice(i.start - j.start, i.stop - j.start) for i, j in zip(roi, parent, strict=True)
+    )
+    return rows, cols
+
+
+def scale(roi: ROI, factor: int) -> ROI:
+    """Return a region in pixels that are ``factor`` times smaller."""
+    rows, cols = (slice(part.start * factor, part.stop * factor) for part in roi)
+    return rows, cols
+
+
+def shape_of(roi: ROI) -> tuple[int, int]:
+    """Return the (y, x) size of a region, in pixels."""
+    rows, cols = roi
+    return rows.stop - rows.start, cols.stop - cols.start
+
+
+@dataclass(frozen=True)
+class Area:
+    """The AOI in the CRS of the grid.
+
+    ``parts`` are polygons of which a pixel must lie in every one: an outline and, for a trial,
+    a box. They are kept apart because clipping one by the other would move vertices, and with
+    them pixels of the edge.
+    """
+
+    parts: tuple[BaseGeometry, ...]
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Left, bottom, right, top of the common part, in metres; NaN where there is none."""
+        left, bottom, right, top = shapely.intersection_all(list(self.parts)).bounds
+        return left, bottom, right, top
+
+    @property
+    def area_km2(self) -> float:
+        """Area of the common part on the grid, in square kilometres."""
+        return float(shapely.intersection_all(list(self.parts)).area) / 1e6
+
+    def intersects(self, bounds: tuple[float, float, float, float]) -> bool:
+        """Tell whether every part meets a box; a block that does not has nothing to map."""
+        box = shapely.box(*bounds)
+        return all(part.intersects(box) for part in self.parts)
+
+
+def area_mask(area: Area, lattice: Lattice, roi: ROI) -> npt.NDArray[np.bool_]:
+    """Rasterise the AOI at output resolution: pixels whose centre lies inside it.
+
+    Each cell is rasterised alone, whatever region is asked for, so that rounding on an edge
+    cannot differ between regions.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool, (y, x), ``lattice.upscale`` times the size of ``roi``.
+    """
+    upscale = lattice.upscale
+    mask = np.zeros(shape_of(scale(roi, upscale)), dtype=bool)
+    for cell in lattice.cells(roi):
+        part = intersect(cell, roi)
+        piece = _cell_mask(area, lattice, cell)[scale(relative(part, cell), upscale)]
+        mask[scale(relative(part, roi), upscale)] = piece
+    return mask
+
+
+def _cell_mask(area: Area, lattice: Lattice, cell: ROI) -> npt.NDArray[np.bool_]:
+    geobox = lattice.geobox(cell, upscale=lattice.upscale)
+    box = shapely.box(*lattice.bounds(cell))
+    mask = np.ones(geobox.shape, dtype=bool)
+    for part in area.parts:
+        if part.covers(box):
+            continue
+        if not part.intersects(box):
+            return np.zeros(geobox.shape, dtype=bool)
+        mask &= rasterio.features.geometry_mask(
+            [part], geobox.shape, geobox.transform, invert=True
+        )
+    return mask

@@ -1,0 +1,528 @@
+"""Cube -> map layers, window by window.
+
+Windows are cores of the lattice grown by a halo, and all of one shape. Every cell chooses its
+dates by its own mask. A window's result depends on its place alone; windows are added in the
+order of cells and then of cores, which is the same whatever region is asked for, so the bytes
+of a pixel do not depend on the region, the batch or the number of workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import dask
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import torch
+import xarray as xr
+from torch import Tensor
+
+from bigmap import grid
+from bigmap.errors import ModelError
+from bigmap.grid import ROI, Lattice
+from bigmap.models import LayerSpec, MapModel, ModelSpec, build_model
+from bigmap.models.base import CLASS, CONFIDENCE, OBSERVATIONS
+from bigmap.quality import DateRule, choose_dates
+from bigmap.radiometry import DN_OFFSET, DN_SCALE, NODATA
+
+DEVICE_LOCK = threading.Lock()
+"""Held by the one block of a process that predicts, while others read and write."""
+
+BLEND_SHARE = 8
+"""Neighbouring cores blend over one eighth of a core on each side of their border."""
+
+
+@dataclass(frozen=True)
+class CellData:
+    """The chosen dates of a cell, on a window of it."""
+
+    pixels: npt.NDArray[Any]
+    """(time, band, y, x): uint16 DN with reflectance = 1e-4 * DN - 0.1 and 0 for nodata, or
+    float32 reflectance with NaN for nodata."""
+    clear: npt.NDArray[np.bool_]
+    """(time, y, x); a clear pixel has data in every band."""
+
+
+CellReader = Callable[[ROI, ROI], CellData]
+"""Reads the chosen dates of a cell: called with the cell and the window wanted of it."""
+
+
+@dataclass(frozen=True)
+class Windowing:
+    """How a region is cut into windows and run."""
+
+    overlap: Literal["trim", "blend"] = "trim"
+    batch_windows: int = 8
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @classmethod
+    def for_model(
+        cls,
+        spec: ModelSpec,
+        *,
+        overlap: Literal["auto", "trim", "blend"] = "auto",
+        batch_windows: int = 8,
+        precision: Literal["float32", "bfloat16"] = "float32",
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+    ) -> Windowing:
+        """Settle what ``auto`` leaves open: exact models are trimmed, others blended."""
+        if overlap == "auto":
+            overlap = "trim" if spec.kind == "exact" else "blend"
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            raise ModelError("inference.device: cuda is asked for, but PyTorch sees no GPU here")
+        return cls(overlap, batch_windows, precision, device)
+
+    def blend_px(self, lattice: Lattice) -> int:
+        """Return how far neighbours blend on each side of their border, in input pixels."""
+        return max(1, lattice.core_px // BLEND_SHARE) if self.overlap == "blend" else 0
+
+    def halo_px(self, spec: ModelSpec, lattice: Lattice) -> int:
+        """Return the halo of a window: what the model needs beside what is blended."""
+        wanted = spec.halo_px + self.blend_px(lattice)
+        return math.ceil(wanted / spec.multiple_px) * spec.multiple_px
+
+
+@dataclass
+class Timings:
+    """Seconds spent in each stage, added up."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside the block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model with everything that decides how regions are cut for it."""
+
+    model: MapModel
+    lattice: Lattice
+    windowing: Windowing
+    layers: tuple[LayerSpec, ...]
+
+    def predict(
+        self,
+        roi: ROI,
+        read_cell: CellReader,
+        *,
+        is_wanted: Callable[[ROI], bool] = lambda roi: True,
+        timings: Timings | None = None,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Map one region.
+
+        Parameters
+        ----------
+        roi
+            Whole cores, in global pixel indices.
+        read_cell
+            Gives the chosen dates of a cell on a window.
+        is_wanted
+            Tells whether a region, in global pixel indices, has anything to map; others are left
+            nodata.
+        timings
+            Receives the time of the stages ``wait`` (for the device) and ``predict``.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            One array per layer, (y, x) or (channel, y, x), at output resolution.
+        """
+        timings = timings or Timings()
+        canvas = _Canvas(self, roi)
+        blend_px = self.windowing.blend_px(self.lattice)
+        halo_px = self.windowing.halo_px(self.model.spec, self.lattice)
+        reach = grid.grow(roi, blend_px)
+        for cell in self.lattice.cells(reach):
+            cores = [
+                core
+                for core in self.lattice.cores(grid.intersect(cell, reach))
+                if is_wanted(grid.intersect(grid.grow(core, blend_px), roi))
+            ]
+            if not cores:
+                continue
+            window = grid.grow(grid.hull(cores), halo_px)
+            data = read_cell(cell, window)
+            if not data.clear.any():
+                continue
+            with timings.measure("wait"):
+                DEVICE_LOCK.acquire()
+            try:
+                with timings.measure("predict"):
+                    self._predict_cell(canvas, cell, cores, window, data)
+            finally:
+                DEVICE_LOCK.release()
+        return canvas.finish()
+
+    @torch.inference_mode()
+    def _predict_cell(
+        self, canvas: _Canvas, cell: ROI, cores: list[ROI], window: ROI, data: CellData
+    ) -> None:
+        device = torch.device(self.windowing.device)
+        model = self.model.to(device)
+        pixels, clear = _to_device(data, device)
+        dates = torch.ones(1, len(clear), dtype=torch.bool, device=device)
+        canvas.count_observations(cell, window, clear)
+        halo_px = self.windowing.halo_px(model.spec, self.lattice)
+        places = [(core, *grid.window_of(core, halo_px)) for core in cores]
+        # A window that never was clear says nothing.
+        places = [p for p in places if bool(clear[:, *grid.relative(p[1], window)].any())]
+        batch = self.windowing.batch_windows
+        for first in range(0, len(places), batch):
+            chosen = places[first : first + batch]
+            # One shape for all batches: GPU libraries choose their algorithm by shape.
+            padded = chosen + [chosen[-1]] * (batch - len(chosen)) * (device.type == "cuda")
+            cuts = [grid.relative(place[1], window) for place in padded]
+            with torch.autocast(
+                device.type, dtype=torch.bfloat16, enabled=self.windowing.precision == "bfloat16"
+            ):
+                seen = torch.stack([clear[:, *cut] for cut in cuts])
+                reflectance = prepare(torch.stack([pixels[:, :, *cut] for cut in cuts]), seen)
+                scores = model(reflectance, dates.expand(len(cuts), -1), seen)
+            for index, (core, place, _) in enumerate(chosen):
+                canvas.add(core, place, {k: v[index].float() for k, v in scores.items()})
+
+
+def _to_device(data: CellData, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Bring a cell to the device, as small as it is: int16 bits of DN, or float32 reflectance."""
+    clear = torch.from_numpy(np.ascontiguousarray(data.clear)).to(device)
+    pixels = data.pixels
+    # PyTorch computes with few operations on uint16, so the bits travel as int16.
+    pixels = pixels.view(np.int16) if pixels.dtype == np.uint16 else pixels.astype(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(pixels)).to(device), clear
+
+
+def prepare(pixels: Tensor, clear: Tensor) -> Tensor:
+    """Turn pixels of windows into finite reflectance.
+
+    A pixel without data in any band takes, in all bands, the mean of its clear dates, or 0
+    where it has none: a hole stays the pixel's own affair.
+
+    Parameters
+    ----------
+    pixels
+        (batch, time, band, y, x): the bits of uint16 DN as int16, or float32 reflectance.
+    clear
+        bool, (batch, time, y, x).
+
+    Returns
+    -------
+    torch.Tensor
+        float32, (batch, time, band, y, x).
+    """
+    if pixels.dtype == torch.int16:
+        dn = pixels.to(torch.int32) & 0xFFFF
+        has_data = (dn != NODATA).all(dim=2)
+        reflectance = dn.to(torch.float32) * DN_SCALE + DN_OFFSET
+    else:
+        reflectance = pixels
+        has_data = reflectance.isfinite().all(dim=2)
+    if bool(has_data.all()):
+        return reflectance
+    total = torch.zeros_like(reflectance[:, 0])
+    for date in torch.where(clear.unsqueeze(2), reflectance, 0).unbind(1):
+        total = total + date
+    mean = total / clear.sum(dim=1).clamp(min=1).unsqueeze(1)
+    return torch.where(has_data.unsqueeze(2), reflectance, mean.unsqueeze(1))
+
+
+class _Canvas:
+    """Collects the scores of windows for one region."""
+
+    def __init__(self, engine: Engine, roi: ROI) -> None:
+        self.spec = engine.model.spec
+        self.layers = engine.layers
+        self.roi = roi
+        self.upscale = self.spec.upscale
+        self.shape = grid.shape_of(grid.scale(roi, self.upscale))
+        self.blend_px = engine.windowing.blend_px(engine.lattice)
+        self.device = torch.device(engine.windowing.device)
+        self.observations = torch.zeros(grid.shape_of(roi), dtype=torch.int32, device=self.device)
+        self.sums: dict[str, Tensor] = {}
+        self.weights: Tensor | None = None
+        self.results: dict[str, Tensor] = {}
+
+    def count_observations(self, cell: ROI, window: ROI, clear: Tensor) -> None:
+        """Count the clear dates of the cell's pixels."""
+        part = grid.intersect(grid.intersect(cell, self.roi), window)
+        if not grid.is_empty(part):
+            count = clear[:, *grid.relative(part, window)].sum(dim=0, dtype=torch.int32)
+            self.observations[grid.relative(part, self.roi)] = count
+
+    def add(self, core: ROI, window: ROI, scores: Mapping[str, Tensor]) -> None:
+        """Put the scores of one window, (channel, y, x) at output resolution, in their place."""
+        part = grid.intersect(grid.grow(core, self.blend_px), self.roi)
+        if grid.is_empty(part):
+            return
+        cut = grid.scale(grid.relative(part, window), self.upscale)
+        place = grid.scale(grid.relative(part, self.roi), self.upscale)
+        kept = {name: values[:, *cut] for name, values in scores.items()}
+        if not self.blend_px:
+            for layer, values in self._layers_of(kept).items():
+                self._result(layer, values)[..., *place] = values
+            return
+        weight = self._weight(core, part)
+        if self.weights is None:
+            self.weights = torch.zeros(self.shape, device=self.device)
+        self.weights[place] += weight
+        for name, values in kept.items():
+            if name not in self.sums:
+                self.sums[name] = torch.zeros((len(values), *self.shape), device=self.device)
+            self.sums[name][:, *place] += values * weight
+
+    def finish(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all layers; nodata where no clear date or no window was."""
+        if self.weights is not None:
+            scores = {name: total / self.weights for name, total in self.sums.items()}
+            self.results = self._layers_of(scores)
+            missing = self.weights == 0
+            for name, values in self.results.items():
+                values.masked_fill_(missing, self._spec(name).nodata)
+        unseen = _repeat(self.observations == 0, self.upscale)
+        arrays = {}
+        for layer in self.layers:
+            if layer.name == OBSERVATIONS.name:
+                values = _repeat(self.observations.clamp(max=254), self.upscale)
+            else:
+                values = self._result(layer.name, None)
+            values = values.masked_fill(unseen, layer.nodata)
+            arrays[layer.name] = values.cpu().numpy().astype(layer.dtype)
+        return arrays
+
+    def _result(self, name: str, like: Tensor | None) -> Tensor:
+        if name not in self.results:
+            layer = self._spec(name)
+            lead = (len(layer.channels),) if layer.channels else ()
+            self.results[name] = torch.full(
+                (*lead, *self.shape), layer.nodata, dtype=torch.int32, device=self.device
+            )
+        return self.results[name]
+
+    def _layers_of(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Turn scores into stored values, int32."""
+        values: dict[str, Tensor] = {}
+        wanted = {layer.name: layer for layer in self.layers}
+        if "probability" in scores and self.spec.legend:
+            best, index = scores["probability"].max(dim=0)
+            if CLASS.name in wanted:
+                codes = [entry.value for entry in self.spec.legend]
+                values[CLASS.name] = torch.tensor(
+                    codes, dtype=torch.int32, device=index.device
+                )[index]
+            if CONFIDENCE.name in wanted:
+                values[CONFIDENCE.name] = CONFIDENCE.quantise(best * 100)
+        for layer in self.spec.extra_layers:
+            if layer.name in wanted:
+                score = scores[layer.name] * (100 if layer.units == "percent" else 1)
+                values[layer.name] = layer.quantise(score if layer.channels else score[0])
+        return values
+
+    def _spec(self, name: str) -> LayerSpec:
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def _weight(self, core: ROI, part: ROI) -> Tensor:
+        """Return a core's weights on a part, which with its neighbours' sum to one."""
+        rows, cols = (
+            _ramp(axis, wanted, self.blend_px, self.upscale).to(self.device)
+            for axis, wanted in zip(core, part, strict=True)
+        )
+        return rows[:, None] * cols[None, :]
+
+
+def _ramp(core: slice, part: slice, blend_px: int, upscale: int) -> Tensor:
+    """Return 1-D weights: one inside a core, falling to zero from blend_px within its border to
+    blend_px beyond. A falling flank is one minus the neighbour's rising one, so they sum to one
+    exactly."""
+    centres = torch.arange(part.start * upscale, part.stop * upscale) + 0.5
+    rising = ((centres / upscale - core.start + blend_px) / (2 * blend_px)).clamp(0, 1)
+    falling = 1 - ((centres / upscale - core.stop + blend_px) / (2 * blend_px)).clamp(0, 1)
+    return torch.minimum(rising, falling)
+
+
+def _repeat(values: Tensor, upscale: int) -> Tensor:
+    """Repeat pixels (y, x) onto the output grid."""
+    return values.repeat_interleave(upscale, dim=0).repeat_interleave(upscale, dim=1)
+
+
+def predict(
+    cube: xr.DataArray,
+    model: MapModel | str,
+    *,
+    dates: DateRule | None = None,
+    core_px: int = 128,
+    cell_px: int = 1024,
+    **windowing: Any,
+) -> xr.Dataset:
+    """Map any cube lazily.
+
+    Parameters
+    ----------
+    cube
+        (time, band, y, x) with coordinates ``x`` and ``y`` on a square grid, as
+        :func:`bigmap.open_cube` returns it: uint16 with ``dn_scale`` and ``dn_offset`` in its
+        attributes, or float reflectance with NaN for nodata. A coordinate ``clear``
+        (time, y, x) marks clear pixels; without it every pixel with data is clear.
+    model
+        A model, or the name of one.
+    dates
+        Which dates a cell is mapped from; by default all with a clear pixel.
+    core_px, cell_px
+        Sides of window cores and cells, in input pixels.
+    **windowing
+        ``overlap``, ``batch_windows``, ``precision`` and ``device`` as in a recipe.
+
+    Returns
+    -------
+    xarray.Dataset
+        The layers of the model at output resolution, backed by Dask, one chunk per cell.
+
+    Raises
+    ------
+    ModelError
+        If the cube lacks a band of the model, or its pixels cannot be understood.
+    """
+    model = build_model(model) if isinstance(model, str) else model
+    spec = model.spec
+    cube = _check_cube(cube, spec)
+    gsd_m = float(cube.x[1] - cube.x[0])
+    origin = _origin_of(cube, gsd_m)
+    lattice = Lattice(
+        crs="", gsd_m=gsd_m, core_px=core_px, cell_px=cell_px, block_px=cell_px,
+        upscale=spec.upscale, shard_px=cell_px * spec.upscale, chunk_px=cell_px * spec.upscale,
+    )  # fmt: skip
+    engine = Engine(model, lattice, Windowing.for_model(spec, **windowing), spec.layers)
+    extent = (
+        slice(origin[0], origin[0] + cube.sizes["y"]),
+        slice(origin[1], origin[1] + cube.sizes["x"]),
+    )
+    rule = dates or DateRule(max_per_cell=cube.sizes["time"], min_clear_percent=0.0)
+    read_cell = _CubeCells(cube, extent, rule)
+    rows = [
+        [_lazy_cell(engine, cell, extent, read_cell) for cell in row]
+        for row in _rows_of_cells(lattice, extent)
+    ]
+    upscale = spec.upscale
+    coords = {
+        name: _fine_coordinates(cube[name].values, upscale, step)
+        for name, step in (("y", -gsd_m), ("x", gsd_m))
+    }
+    data = {}
+    for layer in spec.layers:
+        lead = ("legend" if layer.name == "probability" else f"{layer.name}_channel",)
+        dims = (*(lead if layer.channels else ()), "y", "x")
+        joined = da.block([[cell[layer.name] for cell in row] for row in rows])
+        data[layer.name] = xr.DataArray(joined, dims=dims, attrs={"nodata": layer.nodata})
+        if layer.channels:
+            coords[lead[0]] = np.array(layer.channels)
+    return xr.Dataset(data, coords=coords, attrs={"model": spec.name})
+
+
+def _check_cube(cube: xr.DataArray, spec: ModelSpec) -> xr.DataArray:
+    cube = cube.transpose("time", "band", "y", "x")
+    missing = [band for band in spec.bands if band not in cube.band.values]
+    if missing:
+        raise ModelError(f"{spec.name} needs the band {missing[0]}, which the cube lacks")
+    cube = cube.sel(band=list(spec.bands))
+    is_dn = cube.dtype == np.uint16
+    if is_dn and (cube.attrs.get("dn_scale"), cube.attrs.get("dn_offset")) != (DN_SCALE, DN_OFFSET):
+        raise ModelError(
+            f"a uint16 cube needs attrs dn_scale={DN_SCALE} and dn_offset={DN_OFFSET}; convert "
+            "other pixels to float reflectance first"
+        )
+    if not is_dn and cube.dtype.kind != "f":
+        raise ModelError(f"the cube is {cube.dtype}; give uint16 DN or float reflectance")
+    if min(cube.sizes["y"], cube.sizes["x"]) < 2:
+        raise ModelError("the cube needs at least two pixels along x and y")
+    return cube
+
+
+def _origin_of(cube: xr.DataArray, gsd_m: float) -> tuple[int, int]:
+    """Return the global index of the first pixel, or (0, 0) for a grid that is off the lattice."""
+    row = -(float(cube.y[0]) + gsd_m / 2) / gsd_m
+    col = (float(cube.x[0]) - gsd_m / 2) / gsd_m
+    if abs(row - round(row)) > 1e-3 or abs(col - round(col)) > 1e-3:
+        return 0, 0
+    return round(row), round(col)
+
+
+def _fine_coordinates(centres: npt.NDArray[Any], upscale: int, step_m: float) -> npt.NDArray[Any]:
+    shifts = ((np.arange(upscale) + 0.5) / upscale - 0.5) * step_m
+    fine: npt.NDArray[Any] = (centres[:, None] + shifts[None, :]).ravel()
+    return fine
+
+
+def _rows_of_cells(lattice: Lattice, extent: ROI) -> Iterator[list[ROI]]:
+    columns = len(list(grid.tiles_of((slice(0, 1), extent[1]), lattice.cell_px)))
+    cells = list(lattice.cells(extent))
+    for first in range(0, len(cells), columns):
+        yield cells[first : first + columns]
+
+
+def _lazy_cell(
+    engine: Engine, cell: ROI, extent: ROI, read_cell: _CubeCells
+) -> dict[str, da.Array]:
+    inside = grid.intersect(cell, extent)
+    cut = grid.scale(grid.relative(inside, cell), engine.model.spec.upscale)
+
+    @dask.delayed(pure=False)  # type: ignore[untyped-decorator]
+    def compute() -> dict[str, npt.NDArray[Any]]:
+        layers = engine.predict(cell, read_cell)
+        return {name: values[..., *cut] for name, values in layers.items()}
+
+    result = compute()
+    shape = grid.shape_of(cut)
+    return {
+        layer.name: da.from_delayed(
+            result[layer.name],
+            shape=(*((len(layer.channels),) if layer.channels else ()), *shape),
+            dtype=layer.dtype,
+        )
+        for layer in engine.layers
+    }
+
+
+@dataclass(frozen=True)
+class _CubeCells:
+    """Reads cells from an xarray cube; beyond its edge there is no data."""
+
+    cube: xr.DataArray
+    extent: ROI
+    rule: DateRule
+
+    def __call__(self, cell: ROI, window: ROI) -> CellData:
+        """Choose the cell's dates by its clear pixels and read them on the window."""
+        inside = grid.relative(grid.intersect(cell, self.extent), self.extent)
+        if "clear" in self.cube.coords:
+            clear = self.cube["clear"].transpose("time", "y", "x")
+            share = clear[:, *inside].sum(("y", "x")).compute(scheduler="threads").values
+        else:
+            share = np.full(self.cube.sizes["time"], math.prod(grid.shape_of(inside)))
+        chosen = choose_dates(100.0 * share / math.prod(grid.shape_of(inside)), self.rule)
+        part = grid.intersect(window, self.extent)
+        source = grid.relative(part, self.extent)
+        place = grid.relative(part, window)
+        cut = self.cube[chosen, :, *source].compute(scheduler="threads")
+        is_dn = cut.dtype == np.uint16
+        shape = (len(chosen), len(cut.band), *grid.shape_of(window))
+        pixels = np.full(shape, 0 if is_dn else np.nan, np.uint16 if is_dn else np.float32)
+        pixels[:, :, *place] = cut.values
+        seen = np.zeros((len(chosen), *grid.shape_of(window)), dtype=bool)
+        seen[:, *place] = cut["clear"].values if "clear" in cut.coords else True
+        has_data = (pixels != 0).all(axis=1) if is_dn else np.isfinite(pixels).all(axis=1)
+        return CellData(pixels, seen & has_data)

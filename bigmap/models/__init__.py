@@ -1,0 +1,86 @@
+"""The registry of models.
+
+A package adds a model by an entry point of the group ``bigmap.models`` whose value is a
+subclass of :class:`~bigmap.models.base.MapModel`; the entry point's name is the model's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from bigmap.errors import ModelError
+from bigmap.models.base import ClassEntry, LayerSpec, MapModel, ModelSpec
+from bigmap.models.checkpoint import load_weights, save_weights
+from bigmap.models.ndvi import NdviModel
+from bigmap.models.small_conv import SmallConvModel
+
+__all__ = [
+    "ClassEntry",
+    "LayerSpec",
+    "MapModel",
+    "ModelSpec",
+    "build_model",
+    "checksum_of",
+    "list_models",
+    "save_weights",
+]
+
+OptionValue = bool | int | float | str
+BUILT_IN: dict[str, type[MapModel]] = {"ndvi": NdviModel, "small-conv": SmallConvModel}
+
+
+def list_models() -> dict[str, type[MapModel]]:
+    """Return all models by name: our own, then those of installed packages."""
+    return dict(sorted((BUILT_IN | _entry_points()).items()))
+
+
+@lru_cache
+def _entry_points() -> dict[str, type[MapModel]]:
+    found: dict[str, type[MapModel]] = {}
+    for point in entry_points(group="bigmap.models"):
+        model = point.load()
+        if not (inspect.isclass(model) and issubclass(model, MapModel)):
+            raise ModelError(f"entry point {point.name} = {point.value} is not a MapModel class")
+        found[point.name] = model
+    return found
+
+
+def build_model(
+    name: str, options: Mapping[str, OptionValue] | None = None, *, weights: str | None = None
+) -> MapModel:
+    """Build a model in evaluation mode.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model, an option is unknown or wrong, or the weights do not fit.
+    """
+    models = list_models()
+    if name not in models:
+        raise ModelError(f"model.name: {name!r} is unknown; there are {', '.join(models)}")
+    options = dict(options or {})
+    known = [p for p in inspect.signature(models[name].__init__).parameters if p != "self"]
+    for option in options:
+        if option not in known:
+            raise ModelError(
+                f"model.options.{option} is unknown to {name}; it has {', '.join(known) or 'none'}"
+            )
+    try:
+        model = models[name](**options)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"model.options of {name}: {error}") from None
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def checksum_of(weights: str | None) -> str | None:
+    """Return the SHA-256 of a weights file, None without one."""
+    if weights is None:
+        return None
+    return "sha256:" + hashlib.sha256(Path(weights).read_bytes()).hexdigest()

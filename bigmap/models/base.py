@@ -1,0 +1,125 @@
+"""The contract between a model and everything that runs it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+ModelKind = Literal["exact", "windowed", "large-field"]
+
+NODATA_CLASS = 255
+NODATA_UINT8 = 255
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """One class of a legend."""
+
+    value: int
+    """Value in the map, 0 to 254."""
+    name: str
+    colour: str
+    """``#rrggbb``."""
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer of a map: how a model's scores are stored."""
+
+    name: str
+    long_name: str
+    dtype: Literal["uint8", "int16", "uint16"]
+    nodata: int
+    scale: float = 1.0
+    offset: float = 0.0
+    """A stored value means ``scale * value + offset``."""
+    units: str = "1"
+    channels: tuple[str, ...] = ()
+    """Names along a leading axis; empty for a layer (y, x)."""
+
+    def quantise(self, values: Tensor) -> Tensor:
+        """Round values to stored ones, within the range of the dtype, never to nodata.
+
+        Parameters
+        ----------
+        values
+            float32, any shape.
+
+        Returns
+        -------
+        torch.Tensor
+            int32, same shape.
+        """
+        low, high = {"uint8": (0, 254), "int16": (-32767, 32767), "uint16": (1, 65535)}[self.dtype]
+        return ((values - self.offset) / self.scale).round().clamp(low, high).to(torch.int32)
+
+
+CONFIDENCE = LayerSpec("confidence", "Probability of the class", "uint8", 255, units="percent")
+OBSERVATIONS = LayerSpec("observations", "Clear dates the value rests on", "uint8", 255)
+CLASS = LayerSpec("class", "Class", "uint8", NODATA_CLASS)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model needs, gives, and how it may be cut into windows."""
+
+    name: str
+    title: str
+    bands: tuple[str, ...]
+    """Common names of the input bands, in the order of the band axis."""
+    upscale: int
+    """Output pixels per input pixel, along each axis."""
+    halo_px: int
+    """Context that an output pixel depends on, in input pixels on each side."""
+    kind: ModelKind
+    """``exact``: no operation looks at the whole window, and the halo covers the receptive field.
+    ``windowed``: the result is defined by the window. ``large-field``: the halo is shorter than
+    the receptive field, within a declared tolerance."""
+    legend: tuple[ClassEntry, ...] = ()
+    """Classes in the order of the channels of ``probability``; empty for image models."""
+    extra_layers: tuple[LayerSpec, ...] = ()
+    """Layers beside class, confidence and observations; their scores have the layers' names."""
+    multiple_px: int = 1
+    """Windows start at and measure multiples of this, in input pixels."""
+    notice: str | None = None
+    """What a user must know before trusting the map."""
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """All layers the model can write."""
+        classes = (CLASS, CONFIDENCE) if self.legend else ()
+        return (*classes, OBSERVATIONS, *self.extra_layers)
+
+
+class MapModel(nn.Module, ABC):
+    """A network, or a rule, that turns dates of a window into scores."""
+
+    spec: ModelSpec
+
+    @abstractmethod
+    def forward(self, reflectance: Tensor, dates: Tensor, clear: Tensor) -> Mapping[str, Tensor]:
+        """Score windows.
+
+        Parameters
+        ----------
+        reflectance
+            float32, (batch, time, band, y, x), finite everywhere: a pixel without data holds the
+            mean of its clear dates, or 0 where it has none.
+        dates
+            bool, (batch, time): false for a date that only pads the batch; it must change
+            nothing.
+        clear
+            bool, (batch, time, y, x): pixels with data and without cloud; false in padded dates.
+
+        Returns
+        -------
+        mapping of str to torch.Tensor
+            float32, (batch, channel, y * upscale, x * upscale): ``probability``, one channel per
+            class of the legend summing to one, where there is a legend; and one entry for each
+            of ``spec.extra_layers``.
+        """

@@ -1,0 +1,183 @@
+"""Cropland by a threshold on the upsampled mean NDVI.
+
+The model-based baseline of SPInet (Valsesia & Magli, "Super-resolved multi-temporal
+segmentation with deep permutation-invariant networks", IGARSS 2022, section 3.2): the
+normalised difference vegetation index, averaged over the dates, bicubically interpolated to
+the output grid and compared with a threshold. It has no trained weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bigmap.models.base import ClassEntry, LayerSpec, MapModel, ModelSpec
+
+CUBIC_A = -0.75
+"""Keys' parameter; -0.75 is what PyTorch, OpenCV and Pillow's users know as bicubic."""
+FILL_RADIUS_PX = 2
+CUBIC_RADIUS_PX = 2
+SOFTNESS = 0.1
+
+
+class NdviModel(MapModel):
+    """Binary cropland: mean NDVI of the clear dates above a threshold.
+
+    Parameters
+    ----------
+    threshold
+        NDVI above which a pixel is cropland. The paper does not give its own; 0.45 separates
+        green crops from bare soil in the season's mean.
+    upscale
+        Output pixels per input pixel, 1 to 8.
+    """
+
+    def __init__(self, *, threshold: float = 0.45, upscale: int = 4) -> None:
+        super().__init__()
+        if not -1 <= threshold <= 1:
+            raise ValueError(f"threshold {threshold} is not an NDVI, between -1 and 1")
+        if not 1 <= upscale <= 8:
+            raise ValueError(f"upscale {upscale} is not between 1 and 8")
+        self.threshold = threshold
+        self.spec = ModelSpec(
+            name="ndvi",
+            title="Threshold on the bicubic temporal mean NDVI (SPInet's model-based baseline)",
+            bands=("red", "nir"),
+            upscale=upscale,
+            halo_px=0 if upscale == 1 else CUBIC_RADIUS_PX + FILL_RADIUS_PX,
+            kind="exact",
+            legend=(
+                ClassEntry(0, "other", "#d9d2c5"),
+                ClassEntry(1, "cropland", "#3f8f29"),
+            ),
+            extra_layers=(
+                LayerSpec("ndvi", "Mean NDVI of the clear dates", "int16", -32768, scale=1e-4),
+            ),
+            notice="ndvi is a baseline: it takes every green surface for cropland.",
+        )
+
+    def forward(self, reflectance: Tensor, dates: Tensor, clear: Tensor) -> Mapping[str, Tensor]:
+        """Score windows; see :meth:`MapModel.forward`."""
+        del dates  # A padded date is nowhere clear.
+        mean, observed = average_ndvi(reflectance[:, :, 0], reflectance[:, :, 1], clear)
+        if self.spec.upscale > 1:
+            mean = upsample_bicubic(fill_holes(mean, observed), self.spec.upscale)
+        cropland = torch.sigmoid((mean - self.threshold) / SOFTNESS)
+        return {
+            "probability": torch.stack([1 - cropland, cropland], dim=1),
+            "ndvi": mean.unsqueeze(1),
+        }
+
+
+def average_ndvi(red: Tensor, nir: Tensor, clear: Tensor) -> tuple[Tensor, Tensor]:
+    """Average the NDVI over the clear dates.
+
+    Parameters
+    ----------
+    red, nir
+        float32 reflectance, (batch, time, y, x). Negative reflectance, which atmospheric
+        correction leaves in shadow, counts as 0.
+    clear
+        bool, (batch, time, y, x).
+
+    Returns
+    -------
+    mean, observed
+        float32 (batch, y, x), 0 where no date is clear; and bool (batch, y, x).
+    """
+    red, nir = red.clamp(min=0), nir.clamp(min=0)
+    total = nir + red
+    ndvi = torch.where(clear & (total > 0), (nir - red) / total.clamp(min=1e-6), 0)
+    # Added date by date: a reduction over an axis may change its order with the shape of the
+    # window, and with it the last bit.
+    summed = torch.zeros_like(ndvi[:, 0])
+    for date in ndvi.unbind(1):
+        summed = summed + date
+    count = clear.sum(dim=1)
+    return summed / count.clamp(min=1), count > 0
+
+
+def fill_holes(values: Tensor, known: Tensor) -> Tensor:
+    """Give unknown pixels the mean of the known ones around them, 0 where there is none.
+
+    An unknown pixel that the bicubic kernel of a known one can reach has a known pixel within
+    ``FILL_RADIUS_PX``, so no made-up value enters a known pixel.
+
+    Parameters
+    ----------
+    values, known
+        float32 and bool, (batch, y, x).
+    """
+    total = torch.zeros_like(values)
+    count = torch.zeros_like(values)
+    for shifted_values, shifted_known in zip(
+        _neighbours(torch.where(known, values, 0), FILL_RADIUS_PX),
+        _neighbours(known.to(values.dtype), FILL_RADIUS_PX),
+        strict=True,
+    ):
+        total = total + shifted_values
+        count = count + shifted_known
+    return torch.where(known, values, total / count.clamp(min=1))
+
+
+def _neighbours(values: Tensor, radius_px: int) -> list[Tensor]:
+    size = 2 * radius_px + 1
+    padded = F.pad(values, (radius_px,) * 4)
+    height, width = values.shape[-2:]
+    return [
+        padded[..., row : row + height, col : col + width]
+        for row in range(size)
+        for col in range(size)
+    ]
+
+
+def upsample_bicubic(values: Tensor, upscale: int) -> Tensor:
+    """Interpolate bicubically (Keys 1981, a = -0.75), pixel areas kept aligned.
+
+    Equal to ``torch.nn.functional.interpolate(mode="bicubic")`` up to rounding, but each output
+    pixel is the same sum of the same products wherever its window starts, so that values do not
+    depend on the window. Edges are replicated.
+
+    Parameters
+    ----------
+    values
+        float32, (batch, y, x).
+    upscale
+        Output pixels per input pixel.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, (batch, y * upscale, x * upscale).
+    """
+    return _upsample_rows(_upsample_rows(values, upscale).mT, upscale).mT.contiguous()
+
+
+def _upsample_rows(values: Tensor, upscale: int) -> Tensor:
+    height = values.shape[-2]
+    first, last = values[..., :1, :], values[..., -1:, :]
+    padded = torch.cat([first, first, values, last, last], dim=-2)
+    phases = []
+    for phase in range(upscale):
+        position = (phase + 0.5) / upscale - 0.5
+        start = -2 if position < 0 else -1
+        taps = [_cubic_weight(position - (start + tap)) for tap in range(4)]
+        shifted = [padded[..., start + tap + 2 : start + tap + 2 + height, :] for tap in range(4)]
+        phases.append(
+            shifted[0] * taps[0] + shifted[1] * taps[1]
+            + shifted[2] * taps[2] + shifted[3] * taps[3]
+        )  # fmt: skip
+    stacked = torch.stack(phases, dim=-2)
+    return stacked.reshape(*values.shape[:-2], height * upscale, values.shape[-1])
+
+
+def _cubic_weight(distance: float) -> float:
+    t = abs(distance)
+    if t <= 1:
+        return (CUBIC_A + 2) * t**3 - (CUBIC_A + 3) * t**2 + 1
+    if t < 2:
+        return CUBIC_A * (t**3 - 5 * t**2 + 8 * t - 4)
+    return 0.0

@@ -1,0 +1,412 @@
+"""Recipe -> Plan: blocks, items, bytes and memory; refuses what cannot work before it is paid for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import shapely
+
+from bigmap import grid, simulate
+from bigmap.area import lonlat_of, read_area
+from bigmap.blocks import BlockJob, name_block
+from bigmap.catalog import Catalogue, find_items
+from bigmap.config import FilesSource, MaskConfig, Recipe, SimulatedSource, SourceConfig
+from bigmap.cube import Access
+from bigmap.cube.loaders import bounds_on, epsg_of
+from bigmap.errors import CatalogError, PlanError, RecipeError
+from bigmap.grid import ROI, Area, Lattice
+from bigmap.inference import Windowing
+from bigmap.items import BANDS, ItemRow
+from bigmap.models import LayerSpec, MapModel, build_model, checksum_of
+from bigmap.models.base import CLASS, CONFIDENCE, OBSERVATIONS
+from bigmap.quality import DateRule, MaskRule
+from bigmap.store import LayerTemplate, MapTemplate
+
+CONTEXT_CELLS = 3
+"""Items are searched this many cells beyond the area: cells choose their dates as wholes, and
+windows at the edge see their neighbours."""
+
+BAND_GSD_M = dict.fromkeys(BANDS, 10.0) | {
+    **dict.fromkeys(("rededge1", "rededge2", "rededge3", "nir08", "swir16", "swir22"), 20.0),
+    **dict.fromkeys(("coastal", "nir09", "cirrus"), 60.0),
+}
+"""Native pixel size of each band, in metres."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take, before anything is spent."""
+
+    area_km2: float
+    blocks: int
+    items: int
+    dates: int
+    read_gb: float
+    """Uncompressed size of what is read at native resolution, windows' overlap included."""
+    written_gb: float
+    """Uncompressed size of the map without overviews."""
+    memory_gb: float
+    """Peak memory of one worker."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run needs to know, derived from a recipe and its catalogue."""
+
+    recipe: Recipe
+    lattice: Lattice
+    area: Area
+    extent: ROI
+    """In global pixel indices, snapped to whole cells and shards."""
+    blocks: tuple[ROI, ...]
+    """Blocks with pixels of the area, in row-major order."""
+    catalogue: Catalogue
+    model: MapModel
+    windowing: Windowing
+    layers: tuple[LayerSpec, ...]
+
+    def name(self, block: ROI) -> str:
+        """Return the name of a block."""
+        return name_block(self.lattice, block)
+
+    def rows_of(self, block: ROI) -> tuple[ItemRow, ...]:
+        """Return the items that may have pixels in a block or in the context it reads."""
+        # A block under blending reads the whole cells around it, to choose their dates.
+        context = grid.grow(block, self.lattice.cell_px + self.halo_px)
+        found = self._footprints.query(shapely.box(*self.lattice.bounds(context)))
+        return tuple(self.catalogue.rows[index] for index in sorted(found))
+
+    @property
+    def halo_px(self) -> int:
+        """Context read around windows, in input pixels."""
+        return self.windowing.halo_px(self.model.spec, self.lattice)
+
+    @cached_property
+    def _footprints(self) -> shapely.STRtree:
+        crs = self.lattice.crs
+        return shapely.STRtree(
+            [shapely.box(*bounds_on(crs, row)) for row in self.catalogue.rows]
+        )
+
+    def job(self, run_folder: str, lease_owner: str | None) -> BlockJob:
+        """Return what all blocks of a run have in common."""
+        recipe = self.recipe
+        return BlockJob(
+            output=recipe.output.path,
+            run_folder=run_folder,
+            lease_owner=lease_owner,
+            lattice=self.lattice,
+            extent=self.extent,
+            area=self.area,
+            model=recipe.model.name,
+            options=tuple(sorted(recipe.model.options.items())),
+            weights=recipe.model.weights,
+            layers=tuple(layer.name for layer in self.layers),
+            windowing=self.windowing,
+            mask=mask_rule(recipe.source.mask),
+            dates=DateRule(**recipe.dates.model_dump()),
+            resampling=recipe.reading.resampling,
+            loader=recipe.reading.loader,
+            on_error=recipe.reading.on_error,
+            access=Access(**recipe.source.access.model_dump()),
+        )
+
+    def template(self) -> MapTemplate:
+        """Return the shape and the metadata of the map."""
+        return MapTemplate(
+            lattice=self.lattice,
+            extent=self.extent,
+            layers=tuple(_layer_template(layer, self.model) for layer in self.layers),
+            overviews=self.recipe.output.overviews,
+            attributes=self._attributes(),
+        )
+
+    def _attributes(self) -> dict[str, Any]:
+        packages = ("bigmap", "torch", "rasterio", "stackstac", "odc-stac", "zarr", "xarray")
+        return {
+            "Conventions": "CF-1.11",
+            "title": self.recipe.title or self.recipe.name,
+            "source": "modified Copernicus Sentinel-2 data"
+            if not isinstance(self.recipe.source, SimulatedSource)
+            else "simulated scenes, not observations",
+            "bigmap:recipe": self.recipe.model_dump(mode="json"),
+            "bigmap:model": {
+                "name": self.model.spec.name,
+                "title": self.model.spec.title,
+                "bands": list(self.model.spec.bands),
+                "weights": checksum_of(self.recipe.model.weights),
+            },
+            "bigmap:versions": {name: importlib.metadata.version(name) for name in packages},
+        }
+
+    def estimate(self) -> Estimate:
+        """Estimate what the run will take."""
+        lattice, spec = self.lattice, self.model.spec
+        dates = len({row.solar_day for row in self.catalogue.rows})
+        per_cell = min(self.recipe.dates.max_per_cell, max(dates, 1))
+        cell_side_m = (lattice.cell_px + 2 * self.halo_px) * lattice.gsd_m
+        native = sum(2 * (cell_side_m / BAND_GSD_M[band]) ** 2 for band in spec.bands)
+        mask = dates * (cell_side_m / 20.0) ** 2
+        cells = sum(len(list(lattice.cells(block))) for block in self.blocks)
+        layer_bytes = sum(
+            np.dtype(layer.dtype).itemsize * max(1, len(layer.channels)) for layer in self.layers
+        )
+        block_px = (lattice.block_px * lattice.upscale) ** 2
+        return Estimate(
+            area_km2=self.area.area_km2,
+            blocks=len(self.blocks),
+            items=len(self.catalogue.rows),
+            dates=dates,
+            read_gb=cells * (per_cell * native + mask) / 1e9,
+            written_gb=len(self.blocks) * block_px * layer_bytes / 1e9,
+            memory_gb=self._memory_gb(per_cell, dates, layer_bytes),
+        )
+
+    def _memory_gb(self, per_cell: int, dates: int, layer_bytes: int) -> float:
+        """Estimate a worker's peak memory: each block in hand, and one that predicts."""
+        lattice, spec, bands = self.lattice, self.model.spec, len(self.model.spec.bands)
+        window_px = (lattice.cell_px + 2 * self.halo_px) ** 2
+        block_px = (lattice.block_px * lattice.upscale) ** 2
+        channels = len(spec.legend) + sum(max(1, len(x.channels)) for x in spec.extra_layers)
+        # Stacking holds a cell twice; masks are two booleans per item, of about two items a day.
+        cell = window_px * (per_cell * bands * 2 * 2 + dates * 2 * 2)
+        canvas = block_px * (4 * len(self.layers) + layer_bytes)
+        if self.windowing.overlap == "blend":
+            canvas += block_px * 4 * (2 * channels + 1)
+        side_px = lattice.core_px + 2 * self.halo_px
+        batch = self.windowing.batch_windows * side_px**2 * per_cell * max(bands, 16) * 4 * 4
+        in_hand = self.recipe.cluster.blocks_per_worker
+        return (0.5e9 + in_hand * (cell + canvas) + batch) / 1e9
+
+
+def make_plan(recipe: Recipe, *, catalogue: Catalogue | None = None) -> Plan:
+    """Derive the plan of a run.
+
+    Parameters
+    ----------
+    recipe
+        The recipe; a simulated source writes the scenes it needs here.
+    catalogue
+        The items of a run that is resumed; otherwise the source is searched.
+
+    Raises
+    ------
+    BigmapError
+        If the model, the area, the grid, the items or the memory do not fit together; the
+        message names the field.
+    """
+    model = build_model(
+        recipe.model.name, recipe.model.options, weights=recipe.model.weights
+    )
+    lattice = make_lattice(recipe, model)
+    windowing = Windowing.for_model(model.spec, **recipe.inference.model_dump())
+    area = read_area(crs=recipe.grid.crs, **recipe.area.model_dump())
+    extent = lattice.snap(area.bounds, lattice.extent_step_px)
+    blocks = tuple(b for b in lattice.blocks(extent) if area.intersects(lattice.bounds(b)))
+    layers = _choose_layers(recipe, model)
+    if catalogue is None:
+        source = _write_simulated(recipe, model, area)
+        outline = shapely.intersection_all(list(area.parts))
+        margin_m = CONTEXT_CELLS * lattice.cell_px * lattice.gsd_m
+        around = outline.simplify(margin_m / 20).buffer(margin_m, quad_segs=4)
+        catalogue = find_items(
+            source,
+            bands=model.spec.bands,
+            mask_asset=mask_rule(recipe.source.mask).asset,
+            geometry_lonlat=lonlat_of(around, recipe.grid.crs),
+        )
+    plan = Plan(recipe, lattice, area, extent, blocks, catalogue, model, windowing, layers)
+    _check_coverage(plan)
+    _check_output(plan)
+    _check_memory(plan)
+    return plan
+
+
+def make_lattice(recipe: Recipe, model: MapModel) -> Lattice:
+    """Join the recipe's grid with the model's upscale.
+
+    Raises
+    ------
+    RecipeError
+        If blocks are not whole shards, or the CRS or the model does not fit the grid.
+    """
+    settings = recipe.grid
+    upscale, multiple = model.spec.upscale, model.spec.multiple_px
+    if (settings.block_px * upscale) % settings.shard_px:
+        raise RecipeError(
+            f"grid.block_px: {settings.block_px} px, upscaled {upscale} times, is "
+            f"{settings.block_px * upscale} output px, which is not a multiple of grid.shard_px "
+            f"{settings.shard_px}"
+        )
+    lattice = Lattice(
+        crs=settings.crs,
+        gsd_m=settings.gsd_m,
+        core_px=settings.core_px,
+        cell_px=settings.cell_px,
+        block_px=settings.block_px,
+        upscale=upscale,
+        shard_px=settings.shard_px,
+        chunk_px=settings.chunk_px,
+    )
+    if settings.core_px % multiple:
+        raise RecipeError(
+            f"grid.core_px: {settings.core_px} is not a multiple of {multiple}, which "
+            f"{model.spec.name} needs"
+        )
+    if settings.block_px % lattice.extent_step_px:
+        raise RecipeError(
+            f"grid.block_px: {settings.block_px} is not a multiple of {lattice.extent_step_px}, "
+            "the least size of whole cells and whole shards"
+        )
+    if recipe.reading.loader == "stackstac":
+        try:
+            epsg_of(settings.crs)
+        except ValueError as error:
+            raise RecipeError(f"grid.crs: {error}; set reading.loader to odc-stac") from None
+    return lattice
+
+
+def mask_rule(mask: MaskConfig) -> MaskRule:
+    """Turn the recipe's mask setting into the rule that readers apply."""
+    fields = mask.model_dump()
+    clear = fields.pop("clear_value", None)
+    if clear is not None:
+        fields["clear_values"] = (clear,)
+    return MaskRule(**fields)
+
+
+def _choose_layers(recipe: Recipe, model: MapModel) -> tuple[LayerSpec, ...]:
+    known = {layer.name: layer for layer in model.spec.layers}
+    wanted = recipe.output.layers or tuple(known)
+    for name in wanted:
+        if name not in known:
+            raise RecipeError(
+                f"output.layers: {model.spec.name} has no layer {name}; it has {', '.join(known)}"
+            )
+    return tuple(layer for layer in model.spec.layers if layer.name in wanted)
+
+
+def _layer_template(layer: LayerSpec, model: MapModel) -> LayerTemplate:
+    attributes: dict[str, Any] = {"long_name": layer.long_name, "units": layer.units}
+    if layer.name == CLASS.name:
+        legend = model.spec.legend
+        attributes = {
+            "long_name": layer.long_name,
+            "flag_values": [entry.value for entry in legend],
+            "flag_meanings": " ".join(entry.name.replace(" ", "_") for entry in legend),
+            "flag_colors": " ".join(entry.colour for entry in legend),
+        }
+    if (layer.scale, layer.offset) != (1.0, 0.0):
+        attributes |= {"scale": layer.scale, "offset": layer.offset}
+    if layer.name in (CONFIDENCE.name, OBSERVATIONS.name):
+        attributes["ancillary_to"] = CLASS.name
+    return LayerTemplate(layer.name, layer.dtype, layer.nodata, attributes, layer.channels)
+
+
+def _write_simulated(recipe: Recipe, model: MapModel, area: Area) -> SourceConfig:
+    """Turn a simulated source into the files that it writes; leave others as they are."""
+    source = recipe.source
+    if not isinstance(source, SimulatedSource):
+        return source
+    margin_m = CONTEXT_CELLS * recipe.grid.cell_px * recipe.grid.gsd_m / 2
+    request = simulate.SceneRequest(
+        crs=recipe.grid.crs,
+        bounds=grid_bounds_grown(area.bounds, margin_m),
+        start=source.start,
+        end=source.end,
+        bands=model.spec.bands,
+        seed=source.seed,
+    )
+    items = simulate.write_scenes(request, simulated_cache(source))
+    common = source.model_dump(exclude={"kind", "seed", "cache"})
+    return FilesSource(kind="files", files=(str(items),), **common)
+
+
+def simulated_cache(source: SimulatedSource) -> Path:
+    """Return the folder of simulated scenes."""
+    if source.cache is not None:
+        return Path(source.cache)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "bigmap" / "scenes"
+
+
+def grid_bounds_grown(
+    bounds: tuple[float, float, float, float], margin_m: float
+) -> tuple[float, float, float, float]:
+    """Grow left, bottom, right, top by a margin."""
+    left, bottom, right, top = bounds
+    return left - margin_m, bottom - margin_m, right + margin_m, top + margin_m
+
+
+def _check_coverage(plan: Plan) -> None:
+    if not plan.blocks:
+        raise PlanError("area: holds no pixel of the grid")
+    if not any(plan.rows_of(block) for block in plan.blocks):
+        raise CatalogError(
+            f"area: none of the {len(plan.catalogue.rows)} items found meets the area; check "
+            "area, grid.crs and source"
+        )
+
+
+def _check_output(plan: Plan) -> None:
+    """Refuse an output among the inputs, where --overwrite would delete what is read."""
+    output = plan.recipe.output.path
+    if "://" in output:
+        return
+    target = Path(output).resolve()
+    source = plan.recipe.source
+    inputs = [Path(file).resolve() for file in getattr(source, "files", ()) if "://" not in file]
+    if plan.recipe.area.file:
+        inputs.append(Path(plan.recipe.area.file).resolve())
+    for file in inputs:
+        if file == target or target in file.parents:
+            raise RecipeError(f"output.path: {output} holds the input {file}; choose another place")
+    folder = common_folder(plan.catalogue.rows)
+    if folder is not None and folder in (target, *target.parents):
+        raise RecipeError(
+            f"output.path: {output} lies among the scenes in {folder}; choose another place"
+        )
+
+
+def common_folder(rows: Sequence[ItemRow]) -> Path | None:
+    """Return the folder that holds all local files of the items, None where they are remote."""
+    hrefs = {asset.href for row in rows for asset in row.assets.values()}
+    folders = {
+        str(Path(urlsplit(href).path if href.startswith("file://") else href).resolve().parent)
+        for href in hrefs
+        if "://" not in href or href.startswith("file://")
+    }
+    if not folders:
+        return None
+    common = Path(os.path.commonpath(folders))
+    return None if common == Path(common.anchor) else common
+
+
+def _check_memory(plan: Plan) -> None:
+    need_gb = plan.estimate().memory_gb
+    limit_gb = plan.recipe.cluster.memory_gb or machine_memory_gb() / workers_of(plan.recipe)
+    if need_gb > limit_gb:
+        raise PlanError(
+            f"cluster: a worker needs about {need_gb:.1f} GB but has {limit_gb:.1f} GB; lower "
+            "grid.block_px, dates.max_per_cell, inference.batch_windows or "
+            "cluster.blocks_per_worker, or use fewer workers"
+        )
+
+
+def workers_of(recipe: Recipe) -> int:
+    """Return how many worker processes a recipe's cluster has."""
+    return recipe.cluster.workers or max(1, math.ceil((os.cpu_count() or 1) / 2))
+
+
+def machine_memory_gb() -> float:
+    """Return the memory of this machine, in GB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9

@@ -1,0 +1,371 @@
+"""Plan + Dask client -> map: one task per block, bounded in flight, a ledger, resume, audit."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import signal
+import threading
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from distributed import Client, Future, WorkerPlugin, as_completed, get_worker
+from distributed.comm import CommClosedError
+
+from bigmap.blocks import BlockJob, run_block
+from bigmap.errors import BigmapError, LeaseError, ModelError, OutputError, RunError
+from bigmap.grid import ROI
+from bigmap.items import ItemRow
+from bigmap.ledger import BlockRecord, Lease, Ledger
+from bigmap.planning import Plan
+from bigmap.runs import RunFolder
+from bigmap.store import (
+    MapTemplate,
+    ShardKey,
+    check_shards,
+    create_map,
+    overview_places,
+    write_overview,
+)
+
+LOG = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3
+RETRY_DELAY_S = 5.0
+IN_FLIGHT_PER_SLOT = 2
+FINAL_STATES = ("done", "empty")
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+BlockTask = Callable[[BlockJob, ROI, Sequence[ItemRow]], BlockRecord]
+
+
+class Reporter(Protocol):
+    """Shows how a run goes on."""
+
+    def start(self, plan: Plan, todo: int, recorded: Counter[str]) -> None:
+        """Tell that blocks are about to be sent."""
+
+    def add(self, record: BlockRecord) -> None:
+        """Tell of one finished block."""
+
+    def note(self, message: str) -> None:
+        """Tell of something that is not a block."""
+
+    def finish(self) -> None:
+        """Tell that no more blocks will come."""
+
+
+class SilentReporter:
+    """Shows nothing."""
+
+    def start(self, plan: Plan, todo: int, recorded: Counter[str]) -> None:
+        """Ignore the start."""
+
+    def add(self, record: BlockRecord) -> None:
+        """Ignore a block."""
+
+    def note(self, message: str) -> None:
+        """Ignore a message."""
+
+    def finish(self) -> None:
+        """Ignore the end."""
+
+
+@dataclass
+class RunSummary:
+    """What a run did, and the audit of its map."""
+
+    planned: int
+    """Blocks of this run, those of earlier attempts included."""
+    states: Counter[str] = field(default_factory=Counter)
+    sent: int = 0
+    """Blocks done in this attempt."""
+    mapped_km2: float = 0.0
+    """Mapped in this attempt."""
+    elapsed_s: float = 0.0
+    seconds: Counter[str] = field(default_factory=Counter)
+    """Time of each stage, added up over the blocks of this attempt."""
+    stopped: bool = False
+    missing_shards: tuple[str, ...] = ()
+    failures: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def missing(self) -> int:
+        """Planned blocks without a record."""
+        return self.planned - sum(self.states.values())
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 3 some blocks failed, 75 stopped early and can be resumed."""
+        if self.stopped:
+            return 75
+        return 3 if self.failures or self.missing_shards or self.missing else 0
+
+
+class _Stopped(Exception):
+    """A signal asked the run to stop."""
+
+
+class _JobPlugin(WorkerPlugin):
+    """Brings the job to every worker once, also to those that come later."""
+
+    def __init__(self, name: str, job: BlockJob, task: BlockTask, threads: int) -> None:
+        self.name = name
+        self.job = job
+        self.task = task
+        self.threads = threads
+
+    def setup(self, worker: Any) -> None:
+        """Share the cores among the workers of a machine."""
+        del worker
+        torch.set_num_threads(self.threads)
+
+
+def _call_task(plugin: str, block: ROI, rows: tuple[ItemRow, ...]) -> BlockRecord:
+    held: Any = get_worker().plugins[plugin]
+    record: BlockRecord = held.task(held.job, block, rows)
+    return record
+
+
+def run_plan(
+    plan: Plan,
+    client: Client,
+    *,
+    resume: bool = False,
+    limit: int | None = None,
+    threads: int = 1,
+    reporter: Reporter | None = None,
+    task: BlockTask = run_block,
+) -> RunSummary:
+    """Run a plan to its end.
+
+    Parameters
+    ----------
+    plan
+        Its blocks are sent in their order.
+    client
+        Of the cluster that works.
+    resume
+        Go on with the run that is there; otherwise the output is started anew.
+    limit
+        Send so many blocks only.
+    threads
+        How many threads a worker may compute with.
+    reporter
+        Shows progress.
+    task
+        What a worker does with a block.
+
+    Raises
+    ------
+    LeaseError
+        If another driver writes this output.
+    RunError
+        If the cluster is lost; the run can be resumed.
+    """
+    reporter = reporter or SilentReporter()
+    folder = RunFolder(plan.recipe.output.path)
+    lease = Lease(folder.path)
+    lease.acquire()
+    try:
+        if not resume:
+            folder.clear()
+            create_map(folder.output, plan.template())
+            folder.create(plan)
+        ledger = folder.ledger
+        recorded = ledger.latest() if resume else {}
+        todo = [b for b in plan.blocks if _is_open(recorded.get(plan.name(b)))][:limit]
+        planned = len(recorded.keys() | {plan.name(block) for block in todo})
+        summary = RunSummary(planned=planned)
+        driver = _Driver(plan, client, ledger, lease, reporter, summary)
+        started = time.perf_counter()
+        reporter.start(plan, len(todo), Counter(record.state for record in recorded.values()))
+        try:
+            with _stop_on_signals():
+                driver.drive(todo, plan.job(folder.path, lease.state.owner), task, threads)
+                if todo:
+                    _write_overviews(client, plan, reporter)
+        except _Stopped:
+            summary.stopped = True
+        finally:
+            ledger.flush()
+            reporter.finish()
+        summary.elapsed_s = time.perf_counter() - started
+        _audit(summary, folder, ledger)
+        return summary
+    finally:
+        lease.release()
+
+
+def _is_open(record: BlockRecord | None) -> bool:
+    return record is None or record.state not in FINAL_STATES
+
+
+class _Driver:
+    """Keeps a bounded number of blocks in flight and records what becomes of them."""
+
+    def __init__(
+        self, plan: Plan, client: Client, ledger: Ledger, lease: Lease, reporter: Reporter,
+        summary: RunSummary,
+    ) -> None:  # fmt: skip
+        self.plan = plan
+        self.client = client
+        self.ledger = ledger
+        self.lease = lease
+        self.reporter = reporter
+        self.summary = summary
+        self.waiting: deque[tuple[float, ROI, int]] = deque()
+        self.flying: dict[Future, tuple[ROI, int]] = {}
+        self.plugin = f"bigmap-{uuid.uuid4().hex}"
+
+    def drive(self, todo: Sequence[ROI], job: BlockJob, task: BlockTask, threads: int) -> None:
+        """Send all blocks and wait for them."""
+        if not todo:
+            return
+        self.client.register_plugin(_JobPlugin(self.plugin, job, task, threads))
+        finished = as_completed()
+        source = iter(todo)
+        try:
+            self._refill(source, finished)
+            while self.flying or self.waiting:
+                if not self.flying:
+                    time.sleep(max(0.0, self.waiting[0][0] - time.monotonic()))
+                    self._refill(source, finished)
+                    continue
+                future = next(finished)
+                block, attempt = self.flying.pop(future)
+                self._settle(future, block, attempt)
+                del future
+                self._refill(source, finished)
+                if self.lease.is_lost:
+                    raise LeaseError(f"{self.lease.path}: another run took this output over")
+        except (CommClosedError, TimeoutError, OSError) as error:
+            raise RunError(
+                f"the cluster was lost ({error or type(error).__name__}); go on with --resume"
+            ) from error
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self.client.status != "running":
+            return
+        self.client.cancel(list(self.flying))
+        self.client.unregister_worker_plugin(self.plugin)
+
+    def _slots(self) -> int:
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        return max(1, sum(worker["nthreads"] for worker in workers))
+
+    def _refill(self, source: Iterator[ROI], finished: as_completed) -> None:
+        """Send blocks until enough are in flight; a block that failed waits its turn first."""
+        room = IN_FLIGHT_PER_SLOT * self._slots() - len(self.flying)
+        for _ in range(room):
+            if self.waiting and self.waiting[0][0] <= time.monotonic():
+                _, block, attempt = self.waiting.popleft()
+            else:
+                following = next(source, None)
+                if following is None:
+                    return
+                block, attempt = following, 1
+            future = self.client.submit(
+                _call_task,
+                self.plugin,
+                block,
+                self.plan.rows_of(block),
+                key=f"block-{self.plan.name(block)}-{attempt}-{self.plugin}",
+                pure=False,
+            )
+            self.flying[future] = (block, attempt)
+            finished.add(future)
+
+    def _settle(self, future: Future, block: ROI, attempt: int) -> None:
+        if future.status == "finished":
+            self._record(replace(future.result(), attempts=attempt))
+            return
+        error = future.exception() if future.status == "error" else None
+        if isinstance(error, (LeaseError, ModelError)):
+            raise error
+        name = self.plan.name(block)
+        if attempt < MAX_ATTEMPTS:
+            self.reporter.note(f"block {name}: attempt {attempt} failed: {_say(error)}")
+            self.waiting.append((time.monotonic() + RETRY_DELAY_S * attempt, block, attempt + 1))
+            return
+        if error is not None and not isinstance(error, BigmapError):
+            LOG.debug("block %s failed", name, exc_info=error)
+        now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+        self._record(
+            BlockRecord(name, "failed", attempts=attempt, error=_say(error), finished=now)
+        )
+
+    def _record(self, record: BlockRecord) -> None:
+        self.ledger.append(record)
+        self.summary.sent += 1
+        self.summary.mapped_km2 += record.mapped_km2
+        self.summary.seconds.update(record.seconds)
+        self.reporter.add(record)
+
+
+def _say(error: BaseException | None) -> str:
+    if error is None:
+        return "its worker was lost"
+    if isinstance(error, BigmapError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _write_overviews(client: Client, plan: Plan, reporter: Reporter) -> None:
+    """Halve the map level by level; each task owns whole shards of its level."""
+    template = plan.template()
+    for level in range(1, template.overviews + 1):
+        places = list(overview_places(template, level))
+        reporter.note(f"overview {level} of {template.overviews}: {len(places)} shards")
+        futures = client.map(
+            _overview_task, places, path=plan.recipe.output.path, template=template, level=level,
+            pure=False, batch_size=1000,
+        )  # fmt: skip
+        for future in as_completed(futures):
+            error = future.exception()
+            if error is not None:
+                raise OutputError(f"{plan.recipe.output.path}: overview {level}: {_say(error)}")
+
+
+def _overview_task(place: ROI, *, path: str, template: MapTemplate, level: int) -> None:
+    write_overview(path, template, level=level, place=place)
+
+
+def _audit(summary: RunSummary, folder: RunFolder, ledger: Ledger) -> None:
+    """Compare the map with the ledger: every block accounted for, every object there."""
+    records = ledger.latest()
+    summary.states = Counter(record.state for record in records.values())
+    summary.failures = tuple(
+        (record.block, record.error or "") for record in records.values()
+        if record.state == "failed"
+    )  # fmt: skip
+    shards = (ShardKey(*shard) for record in records.values() for shard in record.shards)
+    summary.missing_shards = tuple(check_shards(folder.output, shards))
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[None]:
+    """Turn the signals by which users and schedulers stop a job into an orderly end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        raise _Stopped(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,387 @@
+"""The map: a Zarr v3 template, shards that one task writes, overviews, and opening it.
+
+Level 0 lies at the root, so that ``xarray.open_zarr`` opens the map with its CRS, transform
+and class names; overviews lie in the groups ``1``, ``2``, ... below. Attributes follow CF
+(``flag_values``, ``grid_mapping``) and the Zarr conventions for projection, spatial
+coordinates and multiscales.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+import zarr
+from fsspec.implementations.local import LocalFileSystem
+from pyproj import CRS
+from zarr.codecs import ZstdCodec
+from zarr.errors import GroupNotFoundError
+from zarr.storage import FsspecStore, LocalStore
+
+from bigmap import grid
+from bigmap.errors import OutputError
+from bigmap.grid import ROI, Lattice
+
+ZSTD_LEVEL = 3
+CATEGORICAL = "class"
+COUNTED = "observations"
+CONVENTIONS = (
+    ("multiscales", "d35379db-88df-4056-af3a-620245f8e347", "multiscales"),
+    ("proj:", "f17cb550-5864-4468-aeb7-f3180cfb622f", "proj"),
+    ("spatial:", "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "spatial"),
+)
+
+
+@dataclass(frozen=True)
+class LayerTemplate:
+    """How one layer is stored; built from a model's layers."""
+
+    name: str
+    dtype: str
+    nodata: int
+    attributes: Mapping[str, Any]
+    channels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MapTemplate:
+    """Everything that decides the shape and the metadata of a map."""
+
+    lattice: Lattice
+    extent: ROI
+    """In global pixel indices of the input grid, snapped to whole cells and shards."""
+    layers: tuple[LayerTemplate, ...]
+    overviews: int
+    attributes: Mapping[str, Any]
+
+    def shape(self, level: int = 0) -> tuple[int, int]:
+        """Return the (y, x) size of a level, in pixels."""
+        height, width = grid.shape_of(grid.scale(self.extent, self.lattice.upscale))
+        return math.ceil(height / 2**level), math.ceil(width / 2**level)
+
+    def transform(self, level: int = 0) -> tuple[float, float, float, float, float, float]:
+        """Return the affine coefficients a, b, c, d, e, f of a level, in metres."""
+        gsd_m = self.lattice.gsd_m / self.lattice.upscale * 2**level
+        left, _, _, top = self.lattice.bounds(self.extent)
+        return gsd_m, 0.0, left, 0.0, -gsd_m, top
+
+
+def open_store(path: str, *, read_only: bool = False) -> LocalStore | FsspecStore:
+    """Open a folder or an object-store URL as a Zarr store."""
+    filesystem, root = fsspec.core.url_to_fs(path)
+    if isinstance(filesystem, LocalFileSystem):
+        return LocalStore(root, read_only=read_only)
+    return FsspecStore.from_url(path, read_only=read_only)
+
+
+def create_map(path: str, template: MapTemplate) -> None:
+    """Write the metadata of an empty map, replacing what lies there.
+
+    Raises
+    ------
+    OutputError
+        If the place cannot be written.
+    """
+    try:
+        root = zarr.open_group(open_store(path), mode="w", zarr_format=3)
+        for level in range(template.overviews + 1):
+            group = root if level == 0 else root.create_group(str(level))
+            _create_level(group, template, level)
+        root.attrs.update(dict(template.attributes) | _multiscales(template))
+    except OSError as error:
+        raise OutputError(f"output.path: {path}: cannot be written ({error})") from None
+
+
+def _create_level(group: zarr.Group, template: MapTemplate, level: int) -> None:
+    lattice = template.lattice
+    height, width = template.shape(level)
+    transform = template.transform(level)
+    group.attrs.update(_spatial(template, level))
+    for name, size, step, start in (
+        ("y", height, transform[4], transform[5]),
+        ("x", width, transform[0], transform[2]),
+    ):
+        centres = start + (np.arange(size) + 0.5) * step
+        axis = group.create_array(
+            name, shape=(size,), dtype="float64", chunks=(size,), dimension_names=(name,)
+        )
+        axis[:] = centres
+        axis.attrs.update(
+            {
+                "units": "metre",
+                "axis": name.upper(),
+                "standard_name": f"projection_{name}_coordinate",
+            }
+        )
+    reference = group.create_array("spatial_ref", shape=(), dtype="int64", dimension_names=())
+    reference[...] = 0
+    reference.attrs.update(_grid_mapping(lattice.crs, transform))
+    for layer in template.layers:
+        _create_layer(group, layer, template, (height, width))
+
+
+def _create_layer(
+    group: zarr.Group, layer: LayerTemplate, template: MapTemplate, shape: tuple[int, int]
+) -> None:
+    lattice, count = template.lattice, len(layer.channels)
+    lead = (count,) if count else ()
+    array = group.create_array(
+        layer.name,
+        shape=(*lead, *shape),
+        dtype=layer.dtype,
+        chunks=(*lead, lattice.chunk_px, lattice.chunk_px),
+        shards=(*lead, lattice.shard_px, lattice.shard_px),
+        fill_value=layer.nodata,
+        compressors=ZstdCodec(level=ZSTD_LEVEL),
+        dimension_names=(*((channel_dim(layer.name),) if count else ()), "y", "x"),
+    )
+    # xarray decodes `_FillValue` to NaN; classes stay integers, so theirs is a plain attribute.
+    array.attrs.update(dict(layer.attributes) | {"nodata": layer.nodata,
+                                                 "grid_mapping": "spatial_ref"})  # fmt: skip
+    if count:
+        names = group.create_array(
+            channel_dim(layer.name), shape=(count,), chunks=(count,), dtype="int64",
+            dimension_names=(channel_dim(layer.name),),
+        )  # fmt: skip
+        names[:] = np.arange(count)
+        names.attrs.update({"channel_names": list(layer.channels)})
+
+
+def channel_dim(layer: str) -> str:
+    """Return the name of a layer's leading axis."""
+    return f"{layer}_channel"
+
+
+def _grid_mapping(crs: str, transform: Sequence[float]) -> dict[str, Any]:
+    a, b, c, d, e, f = transform
+    attributes = dict(CRS.from_user_input(crs).to_cf())
+    attributes["spatial_ref"] = attributes["crs_wkt"]
+    attributes["GeoTransform"] = " ".join(repr(value) for value in (c, a, b, f, d, e))
+    return attributes
+
+
+def _spatial(template: MapTemplate, level: int) -> dict[str, Any]:
+    height, width = template.shape(level)
+    a, _, left, _, e, top = template.transform(level)
+    code = CRS.from_user_input(template.lattice.crs).to_authority()
+    attributes: dict[str, Any] = {
+        "zarr_conventions": [
+            {
+                "name": name,
+                "uuid": uuid,
+                "spec_url": f"https://github.com/zarr-conventions/{repository}",
+            }
+            for name, uuid, repository in CONVENTIONS[0 if level == 0 else 1 :]
+        ],
+        "proj:wkt2": CRS.from_user_input(template.lattice.crs).to_wkt(),
+        "spatial:dimensions": ["y", "x"],
+        "spatial:transform_type": "affine",
+        "spatial:registration": "pixel",
+        "spatial:transform": list(template.transform(level)),
+        "spatial:shape": [height, width],
+        "spatial:bbox": [left, top + e * height, left + a * width, top],
+    }
+    if code:
+        attributes["proj:code"] = ":".join(code)
+    return attributes
+
+
+def _multiscales(template: MapTemplate) -> dict[str, Any]:
+    layout: list[dict[str, Any]] = []
+    for level in range(template.overviews + 1):
+        entry: dict[str, Any] = {
+            "asset": str(level) if level else ".",
+            "spatial:transform": list(template.transform(level)),
+            "spatial:shape": list(template.shape(level)),
+        }
+        if level:
+            entry["derived_from"] = layout[-1]["asset"]
+            entry["transform"] = {"scale": [2.0, 2.0], "translation": [0.0, 0.0]}
+        layout.append(entry)
+    return {"multiscales": {"layout": layout, "resampling_method": "mode or average by layer"}}
+
+
+@dataclass(frozen=True)
+class ShardKey:
+    """One object of the map: its key in the store and its size in bytes."""
+
+    key: str
+    size_bytes: int
+
+
+class MapWriter:
+    """Writes regions of whole shards of one level and reads them back."""
+
+    def __init__(self, path: str, *, level: int = 0) -> None:
+        self.path = path
+        self.level = level
+        self.prefix = f"{level}/" if level else ""
+        root = zarr.open_group(open_store(path), mode="r+")
+        group = root[str(level)] if level else root
+        assert isinstance(group, zarr.Group)
+        self.group = group
+
+    def write(self, layers: Mapping[str, npt.NDArray[Any]], place: ROI) -> list[ShardKey]:
+        """Write all layers of a region and check what was written.
+
+        Parameters
+        ----------
+        layers
+            By name, (y, x) or (channel, y, x).
+        place
+            ``(rows, cols)`` in pixels of the level: whole shards, or up to the map's edge.
+
+        Returns
+        -------
+        list of ShardKey
+            The objects that hold the region; a shard that is all nodata has none.
+
+        Raises
+        ------
+        OutputError
+            If an object cannot be written, or does not read back as it was written.
+        """
+        try:
+            for name, values in layers.items():
+                array = self._array(name)
+                self._check_place(array, place)
+                array[(..., *place)] = values
+            for name, values in layers.items():
+                if not np.array_equal(np.asarray(self._array(name)[(..., *place)]), values):
+                    raise OutputError(f"{self.path}: {name} does not read back as written")
+            return list(self._find_shards(layers, place))
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written ({error})") from error
+
+    def read(self, name: str, place: ROI) -> npt.NDArray[Any]:
+        """Read a region of a layer, (..., y, x)."""
+        return np.asarray(self._array(name)[(..., *place)])
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        array = self.group[name]
+        assert isinstance(array, zarr.Array)
+        return array
+
+    def _check_place(self, array: zarr.Array[Any], place: ROI) -> None:
+        assert array.shards is not None
+        for part, step, size in zip(place, array.shards[-2:], array.shape[-2:], strict=True):
+            whole = part.start % step == 0 and (part.stop % step == 0 or part.stop == size)
+            assert whole, f"{place} is not made of whole shards of {step} px"
+
+    def _find_shards(self, names: Mapping[str, Any], place: ROI) -> Iterator[ShardKey]:
+        filesystem, root = fsspec.core.url_to_fs(self.path)
+        for name in names:
+            array = self._array(name)
+            assert array.shards is not None
+            step = array.shards[-1]
+            lead = "0/" * (array.ndim - 2)
+            rows, cols = (
+                range(part.start // step, math.ceil(part.stop / step)) for part in place
+            )
+            for row in rows:
+                for col in cols:
+                    key = f"{self.prefix}{name}/c/{lead}{row}/{col}"
+                    try:
+                        yield ShardKey(key, int(filesystem.size(f"{root}/{key}")))
+                    except FileNotFoundError:
+                        continue
+
+
+def check_shards(path: str, shards: Iterator[ShardKey]) -> list[str]:
+    """Return the keys of recorded objects that are missing or have another size."""
+    filesystem, root = fsspec.core.url_to_fs(path)
+    filesystem.invalidate_cache()
+    found = filesystem.find(root, detail=True)
+    sizes = {name[len(root) :].lstrip("/"): entry["size"] for name, entry in found.items()}
+    return [shard.key for shard in shards if sizes.get(shard.key) != shard.size_bytes]
+
+
+def overview_places(template: MapTemplate, level: int) -> Iterator[ROI]:
+    """Yield the shards of an overview level, in pixels of that level."""
+    height, width = template.shape(level)
+    step = template.lattice.shard_px
+    for row in range(0, height, step):
+        for col in range(0, width, step):
+            yield slice(row, min(row + step, height)), slice(col, min(col + step, width))
+
+
+def write_overview(path: str, template: MapTemplate, *, level: int, place: ROI) -> None:
+    """Halve one shard's worth of the level above.
+
+    Classes take the most frequent of four pixels, the smaller value where two are equally
+    frequent; other layers the mean of those that are not nodata.
+    """
+    source = MapWriter(path, level=level - 1)
+    target = MapWriter(path, level=level)
+    height, width = template.shape(level - 1)
+    rows, cols = (
+        slice(2 * part.start, min(2 * part.stop, size))
+        for part, size in zip(place, (height, width), strict=True)
+    )
+    halved = {}
+    for layer in template.layers:
+        values = source.read(layer.name, (rows, cols))
+        halve = halve_classes if layer.name == CATEGORICAL else halve_values
+        halved[layer.name] = halve(values, layer.nodata)
+    target.write(halved, place)
+
+
+def _quarters(values: npt.NDArray[Any], nodata: int) -> npt.NDArray[Any]:
+    """Return the four pixels below each pixel of the next level, (4, ..., y, x)."""
+    odd = [(0, 0)] * (values.ndim - 2) + [(0, size % 2) for size in values.shape[-2:]]
+    padded = np.pad(values, odd, constant_values=nodata)
+    return np.stack([padded[..., row::2, col::2] for row in (0, 1) for col in (0, 1)])
+
+
+def halve_classes(values: npt.NDArray[Any], nodata: int) -> npt.NDArray[Any]:
+    """Halve a layer of classes by the most frequent of four pixels that are not nodata."""
+    four = np.sort(_quarters(values, nodata), axis=0)
+    counts = np.stack([(four == one).sum(axis=0) for one in four])
+    counts = np.where(four == nodata, 0, counts)
+    winner = np.take_along_axis(four, counts.argmax(axis=0)[np.newaxis], axis=0)[0]
+    return np.where(counts.max(axis=0) == 0, nodata, winner).astype(values.dtype)
+
+
+def halve_values(values: npt.NDArray[Any], nodata: int) -> npt.NDArray[Any]:
+    """Halve a layer of measured values by the mean of four pixels that are not nodata."""
+    four = _quarters(values, nodata)
+    known = four != nodata
+    count = known.sum(axis=0)
+    total = np.where(known, four, 0).sum(axis=0, dtype=np.int64)
+    mean = np.rint(total / np.maximum(count, 1))
+    return np.where(count == 0, nodata, mean).astype(values.dtype)
+
+
+def open_map(path: str, *, level: int = 0) -> xr.Dataset:
+    """Open a map lazily.
+
+    Parameters
+    ----------
+    path
+        Folder or URL of the map.
+    level
+        0 for the map itself, higher for its overviews.
+
+    Returns
+    -------
+    xarray.Dataset
+        One variable per layer with ``x``, ``y`` and the CRS (``ds.rio.crs``); values as stored,
+        with ``nodata``, ``scale`` and ``offset`` in their attributes.
+
+    Raises
+    ------
+    OutputError
+        If there is no map at this place, or no such level.
+    """
+    group = str(level) if level else None
+    try:
+        dataset = xr.open_zarr(open_store(path, read_only=True), group=group, consolidated=False)
+    except (FileNotFoundError, GroupNotFoundError, KeyError):
+        raise OutputError(f"{path}: there is no map here, or it has no level {level}") from None
+    return dataset.set_coords("spatial_ref")
