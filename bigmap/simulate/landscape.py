@@ -1,0 +1,178 @@
+"""The ground at 2.5 m: parcels, woods, water, roads and settlements as functions of place.
+
+Roads run along the cells of a lattice of 2.4 km, farm tracks along cells of 620 m. Within such
+a cell, parcels are bricks of a rotated grid: strips of equal width cut at unequal places, as
+land consolidation leaves them; at the cell's border they are cut by the track. Woods, heath,
+rock, lakes and streams follow smooth noise and ignore parcels. All sizes are our assumptions,
+chosen so that parcels measure 0.3 to 8 ha, as in the European Union's parcel registers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bigmap.simulate.covers import Cover
+from bigmap.simulate.noise import F32, F64, I64, U64, derive_seed, hash_ints, to_uniform
+from bigmap.simulate.patch import Patch, refine
+from bigmap.simulate.relief import Relief, shape_relief
+from bigmap.simulate.settlements import Lots, build_lots, sample_urbanity
+from bigmap.simulate.texture import sample_texture
+from bigmap.simulate.units import Units, draw_fields, draw_units
+from bigmap.simulate.voronoi import Cells, find_cells
+
+U8 = npt.NDArray[np.uint8]
+
+ROAD_SPACING_M = 2400.0
+BLOCK_SPACING_M = 620.0
+_BRICKS = 64
+"""Bricks per cell and axis that have a number of their own."""
+_NATURE = 32
+"""Covers per cell that have a number of their own."""
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """The ground of one patch."""
+
+    patch: Patch
+    unit: I64
+    """Index into ``units`` of each pixel, (y, x) at 2.5 m."""
+    units: Units
+    """What each parcel, stand or surface is."""
+    texture: F32
+    """Variation within units, (y, x) at 2.5 m, mean 0, variance about 1."""
+    building: npt.NDArray[np.uint32]
+    """Number of the building on each pixel, 0 where there is none, (y, x) at 2.5 m."""
+    relief: Relief
+    """Elevation and what follows from it, at the nodes."""
+
+    @property
+    def cover(self) -> U8:
+        """Cover of each pixel, uint8 (y, x) at 2.5 m; see :class:`Cover`."""
+        return self.units.cover[self.unit]
+
+
+@dataclass(frozen=True)
+class _Bricks:
+    """Where each pixel lies in the rotated grid of its cell."""
+
+    u: F64
+    v: F64
+    edge_m: F64
+    key: I64
+
+
+def build_landscape(seed: int, patch: Patch) -> Landscape:
+    """Build the ground of a patch.
+
+    Parameters
+    ----------
+    seed
+        Seed of the world.
+    patch
+        Where; the result for a pixel is the same in every patch that holds it.
+    """
+    nodes = patch.nodes
+    fine = refine(nodes[0]), refine(nodes[1])
+    relief = shape_relief(derive_seed(seed, "relief"), *nodes)
+    bend_x, bend_y = (refine(part) for part in relief.bend)
+    bent = fine[0] + bend_x, fine[1] + bend_y
+    bent_nodes = nodes[0] + relief.bend[0], nodes[1] + relief.bend[1]
+    blocks = find_cells(derive_seed(seed, "blocks"), bent_nodes, bent, spacing_m=BLOCK_SPACING_M)
+    roads = find_cells(derive_seed(seed, "roads"), bent_nodes, bent, spacing_m=ROAD_SPACING_M)
+    fields = draw_fields(derive_seed(seed, "fields"), blocks)
+    bricks = _lay_bricks(bent, blocks, fields.angle, fields.width_m, fields.length_m)
+    urban = refine(sample_urbanity(derive_seed(seed, "towns"), *nodes).astype(np.float32))
+    lots = build_lots(
+        derive_seed(seed, "lots"), blocks, bricks.u, bricks.v, urban > 0, fields.has_farm
+    )
+    cover = _overlay(blocks, roads, bricks, relief, lots, fields.hedge_m)
+    unit, units = _number_units(seed, blocks, bricks.key, cover)
+    texture = sample_texture(derive_seed(seed, "texture"), *fine, blocks, units.cover[unit])
+    _plant_rows(texture, bricks.u, unit, units)
+    return Landscape(patch, unit, units, texture, lots.building, relief)
+
+
+def _lay_bricks(
+    place: tuple[F64, F64], cells: Cells, angle: F64, width_m: F64, length_m: F64
+) -> _Bricks:
+    owner = cells.owner
+    x, y = place[0] - cells.site_x[owner], place[1] - cells.site_y[owner]
+    cosine, sine = np.cos(angle)[owner], np.sin(angle)[owner]
+    u = x * cosine + y * sine
+    v = y * cosine - x * sine
+    width, length = width_m[owner], length_m[owner]
+    strip = np.floor(u / width)
+    inside_u = u - strip * width
+    # The golden ratio spreads the cuts of neighbouring strips evenly.
+    shifted = v + np.mod(strip * 0.6180339887, 1.0) * length
+    brick = np.floor(shifted / length)
+    inside_v = shifted - brick * length
+    edge = np.minimum(
+        np.minimum(inside_u, width - inside_u), np.minimum(inside_v, length - inside_v)
+    )
+    half = _BRICKS // 2
+    number = (np.clip(strip, -half, half - 1) + half) * _BRICKS
+    number += np.clip(brick, -half, half - 1) + half
+    return _Bricks(u, v, edge, owner * _BRICKS**2 + number.astype(np.int64))
+
+
+def _overlay(
+    blocks: Cells, roads: Cells, bricks: _Bricks, relief: Relief, lots: Lots, hedge_m: F64
+) -> U8:
+    """Decide what lies over the parcels; 0 where the parcel shows. Later rules win."""
+    cover = np.zeros(blocks.owner.shape, dtype=np.uint8)
+    # A hedge has trees over its whole width; a margin without a hedge is grass, 2 m wide.
+    hedge = hedge_m[blocks.owner]
+    cover[bricks.edge_m < 1.0] = Cover.MARGIN
+    cover[(bricks.edge_m < hedge / 2) & (hedge > 0)] = Cover.HEDGE
+    nature = relief.draw_nature(blocks)
+    np.copyto(cover, nature, where=nature > 0)
+    track = blocks.border_m
+    cover[(track < 5.0) & (nature == 0)] = Cover.MARGIN
+    cover[track < 1.6] = Cover.TRACK
+    np.copyto(cover, lots.cover, where=lots.cover > 0)
+    water = relief.draw_water()
+    np.copyto(cover, water, where=water > 0)
+    lots.building[water > 0] = 0
+    width = 3.0 + 3.0 * to_uniform(roads.bits, draw=5)[roads.owner]
+    on_road = roads.border_m < width
+    cover[on_road] = Cover.ROAD
+    lots.building[on_road] = 0
+    return cover
+
+
+def _number_units(seed: int, blocks: Cells, parcel: I64, cover: U8) -> tuple[I64, Units]:
+    """Give the parcels and surfaces of a patch numbers without gaps and draw what they are."""
+    n_parcels = len(blocks.bits) * _BRICKS**2
+    key = np.where(cover > 0, n_parcels + blocks.owner * _NATURE + cover.astype(np.int64), parcel)
+    present = np.zeros(n_parcels + len(blocks.bits) * _NATURE, dtype=bool)
+    present[key.ravel()] = True
+    keys = np.flatnonzero(present)
+    number = np.zeros(len(present), dtype=np.int32)
+    number[keys] = np.arange(len(keys))
+    is_parcel = keys < n_parcels
+    cell = np.where(is_parcel, keys // _BRICKS**2, (keys - n_parcels) // _NATURE)
+    part = np.where(is_parcel, keys % _BRICKS**2, 4096 + (keys - n_parcels) % _NATURE)
+    fixed = np.where(is_parcel, 0, (keys - n_parcels) % _NATURE)
+    bits: U64 = hash_ints(derive_seed(seed, "units"), blocks.bits.view(np.int64)[cell], part)
+    place = blocks.site_x[cell], blocks.site_y[cell]
+    return number[key].astype(np.int64), draw_units(
+        derive_seed(seed, "crops"), bits, fixed.astype(np.uint8), place
+    )
+
+
+def _plant_rows(texture: F32, u: F64, unit: I64, units: Units) -> None:
+    """Replace the texture of orchards by rows of trees 5 to 7 m apart.
+
+    Vines stand 2.5 to 3 m apart, which 2.5 m pixels average out, so vineyards keep a texture.
+    """
+    row_m = np.where(units.cover == Cover.ORCHARD, 5.0 + 2.0 * to_uniform(units.bits, draw=7), 0.0)[
+        unit
+    ]
+    planted = row_m > 0
+    phase = np.mod(u[planted] / row_m[planted], 1.0)
+    texture[planted] = np.where(phase < 0.5, 1.0, -1.0) + 0.4 * texture[planted]

@@ -1,0 +1,116 @@
+"""The simulated world: the same in every window, request and process."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+from bigmap.errors import PlanError
+from bigmap.simulate import LAYERS, SceneRequest, render_truth, write_scenes
+
+CRS = "EPSG:25831"
+CORNER = (452_000.0, 4_631_000.0)
+
+
+def make_request(**changes: object) -> SceneRequest:
+    left, top = CORNER
+    values = {
+        "crs": CRS,
+        "bounds": (left, top - 500, left + 500, top),
+        "start": dt.date(2024, 5, 1),
+        "end": dt.date(2024, 5, 6),
+        "bands": ("red", "nir"),
+        "seed": 3,
+    }
+    return SceneRequest(**(values | changes))  # type: ignore[arg-type]
+
+
+def list_files(cache: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(file.relative_to(cache)): (file.stat().st_mtime_ns, file.read_bytes())
+        for file in sorted(cache.rglob("*"))
+        if file.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(make_request(), folder)
+    return folder
+
+
+def test_files_match_their_items(cache: Path) -> None:
+    items = write_scenes(make_request(), cache)
+    features = json.loads(items.read_text())["features"]
+    assert {item["properties"]["datetime"][:10] for item in features} == {
+        "2024-05-01",
+        "2024-05-06",
+    }
+    for item in features:
+        assert set(item["assets"]) == {"red", "nir", "scl"}
+        for asset in item["assets"].values():
+            with rasterio.open(items.parent / asset["href"]) as source:
+                assert list(source.shape) == asset["proj:shape"]
+                assert list(source.transform)[:6] == asset["proj:transform"]
+                assert source.crs.to_epsg() == item["properties"]["proj:epsg"]
+
+
+def test_second_call_writes_nothing(cache: Path) -> None:
+    before = list_files(cache)
+    write_scenes(make_request(), cache)
+    assert list_files(cache) == before
+
+
+def test_more_bands_keep_what_is_there(cache: Path, tmp_path: Path) -> None:
+    alone = write_scenes(make_request(bands=("swir16",), end=dt.date(2024, 5, 1)), tmp_path)
+    write_scenes(make_request(bands=("swir16",), end=dt.date(2024, 5, 1)), cache)
+    assert json.loads(alone.read_text())["features"]
+    for name, (_, content) in list_files(tmp_path).items():
+        assert (cache / name).read_bytes() == content, name
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_truth_is_the_same_in_every_window(layer: str) -> None:
+    left, top = 452_342.5, 4_632_107.5
+    whole = render_truth(CRS, Affine(2.5, 0, left, 0, -2.5, top), (700, 1500), seed=3, layer=layer)
+    part = render_truth(
+        CRS,
+        Affine(2.5, 0, left + 2.5 * 611, 0, -2.5, top - 2.5 * 173),
+        (300, 401),
+        seed=3,
+        layer=layer,
+    )
+    np.testing.assert_array_equal(part, whole[173:473, 611:1012])
+    assert len(np.unique(whole)) > 1
+
+
+def test_truth_is_that_of_the_scenes_zone() -> None:
+    """EPSG:25831 and the scenes' EPSG:32631 are one grid, so the ground must agree."""
+    window = Affine(2.5, 0, 452_000, 0, -2.5, 4_632_000), (400, 400)
+    first, second = (
+        render_truth(crs, *window, seed=3, layer="cover") for crs in (CRS, "EPSG:32631")
+    )
+    assert (first != second).mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bands": ("cirrus",)}, "cirrus is no band"),
+        ({"end": dt.date(2024, 4, 1)}, "is before start"),
+        ({"seed": -1}, "negative"),
+        ({"crs": "EPSG:0"}, "not a CRS"),
+        ({"bounds": (0.0, 0.0, 0.0, 1.0)}, "empty"),
+        ({"end": dt.date(2024, 5, 2), "start": dt.date(2024, 5, 2)}, "no simulated datatake"),
+    ],
+)
+def test_bad_requests(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=message):
+        write_scenes(make_request(**changes), tmp_path)
