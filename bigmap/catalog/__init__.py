@@ -1,0 +1,19 @@
+"""Catalogues of scenes: STAC items in, slim rows and an audit out.
+
+The only importer of pystac-client. Nothing here reads pixels.
+"""
+
+from bigmap.catalog.audit import Audit, Catalogue, Finding
+from bigmap.catalog.search import find_items
+from bigmap.catalog.signing import sign_href
+from bigmap.catalog.storage import load_items, save_items
+
+__all__ = [
+    "Audit",
+    "Catalogue",
+    "Finding",
+    "find_items",
+    "load_items",
+    "save_items",
+    "sign_href",
+]

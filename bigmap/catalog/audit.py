@@ -1,0 +1,96 @@
+"""What a search found, kept and left out, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from bigmap.items import ItemRow
+
+Kind = Literal[
+    "duplicate",
+    "contradiction",
+    "assumed-offset",
+    "too-cloudy",
+    "unknown-cloud",
+    "missing-asset",
+    "unusable",
+    "access",
+]
+
+HEADINGS: dict[Kind, str] = {
+    "duplicate": "duplicates left out",
+    "contradiction": "items whose flag, baseline and raster offset contradict each other",
+    "assumed-offset": "items whose offset was assumed from a date",
+    "too-cloudy": "items above the cloud limit",
+    "unknown-cloud": "items kept without a cloud cover",
+    "missing-asset": "items without a wanted asset, left out",
+    "unusable": "items that cannot be used, left out",
+    "access": "places that need access settings",
+}
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing to know about one item, or about one place where files lie."""
+
+    kind: Kind
+    item: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Counts and findings of one search."""
+
+    found: int
+    """Items that the source gave."""
+    kept: int
+    elsewhere: tuple[tuple[str, int], ...]
+    """Reason and number of items outside the collection, the dates or the area."""
+    baselines: tuple[tuple[str, int], ...]
+    """Processing baseline and number of kept items; more than one is a mixture."""
+    empty_months: tuple[str, ...]
+    """Months of the recipe, as ``2024-05``, without any kept item."""
+    findings: tuple[Finding, ...]
+
+    def of(self, kind: Kind) -> tuple[Finding, ...]:
+        """Return the findings of one kind."""
+        return tuple(finding for finding in self.findings if finding.kind == kind)
+
+    def lines(self) -> list[str]:
+        """Describe the search in plain lines; contradictions are listed in full."""
+        lines = [f"items found: {self.found}, kept: {self.kept}"]
+        lines += [f"items outside {reason}: {count}" for reason, count in self.elsewhere]
+        if len(self.baselines) > 1:
+            parts = ", ".join(f"{baseline}: {count}" for baseline, count in self.baselines)
+            lines.append(f"mixed processing baselines ({parts})")
+        if self.empty_months:
+            lines.append(f"no item in {', '.join(self.empty_months)}")
+        counts = Counter(finding.kind for finding in self.findings)
+        for kind, heading in HEADINGS.items():
+            if not counts[kind]:
+                continue
+            lines.append(f"{heading}: {counts[kind]}")
+            shown = self.of(kind)
+            shown = shown if kind == "contradiction" else shown[:_EXAMPLES]
+            lines += [f"  {finding.item}: {finding.detail}" for finding in shown]
+            if len(shown) < counts[kind]:
+                lines.append(f"  and {counts[kind] - len(shown)} more")
+        return lines
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The items of a map and how they were chosen."""
+
+    rows: tuple[ItemRow, ...]
+    """In the order of solar day, time and id, which is total."""
+    audit: Audit
+
+
+def order_of(row: ItemRow) -> tuple[object, ...]:
+    """Return the sorting key of rows: solar day, time, id, collection."""
+    return row.solar_day, row.datetime, row.id, row.collection

@@ -1,0 +1,297 @@
+"""From a source of items to the catalogue of a map."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import shapely
+from shapely.geometry.base import BaseGeometry
+
+from bigmap.catalog.audit import Audit, Catalogue, Finding, order_of
+from bigmap.catalog.hrefs import is_url
+from bigmap.catalog.parsing import (
+    Candidate,
+    Item,
+    UnusableItemError,
+    cloud_percent_of,
+    parse_item,
+    stated_footprint_of,
+    time_of,
+)
+from bigmap.catalog.sources import RawItem, read_item_file, walk_catalog
+from bigmap.catalog.stac_api import search_api
+from bigmap.config import FilesSource, StacApiSource, StaticCatalogSource
+from bigmap.errors import CatalogError
+from bigmap.radiometry import parse_baseline
+
+Source = StacApiSource | FilesSource | StaticCatalogSource
+
+SAME_ACQUISITION = dt.timedelta(minutes=5)
+"""One satellite sees a tile again after an orbit of 100 minutes at the earliest."""
+DUPLICATE_OVERLAP = 0.5
+"""Share of the smaller footprint; two parts of a tile that was cut in two overlap less."""
+
+_READABLE_SCHEMES = frozenset(("http", "https", "s3", "gs", "az", "file"))
+_REQUESTER_PAYS = frozenset(("sentinel-s2-l1c", "sentinel-s2-l2a"))
+_SHOWN_ITEMS = 3
+_MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError)
+"""What wrong kinds of values in an item raise, such as a text in place of a number."""
+
+
+@dataclass
+class _Selection:
+    """What a search has gathered so far."""
+
+    found: int = 0
+    candidates: list[Candidate] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    elsewhere: Counter[str] = field(default_factory=Counter)
+    collections: Counter[str] = field(default_factory=Counter)
+
+
+def find_items(
+    source: Source,
+    *,
+    bands: Iterable[str],
+    mask_asset: str | None,
+    geometry_lonlat: BaseGeometry,
+) -> Catalogue:
+    """Find the items of a map, decide their offsets and leave out duplicates.
+
+    Parameters
+    ----------
+    source
+        A STAC API, files or a static catalogue, of the recipe.
+    bands
+        What the model reads, of :data:`bigmap.items.BANDS`.
+    mask_asset
+        Asset of the mask as the recipe names it, found in any case; None for no mask.
+    geometry_lonlat
+        Area in degrees, EPSG:4326, longitude first; split at the antimeridian if it crosses it.
+
+    Returns
+    -------
+    Catalogue
+        Rows in a total order, so that one answer gives one order, and the audit.
+
+    Raises
+    ------
+    CatalogError
+        If the source cannot be read, nothing is left, several collections are mixed, or
+        ``harmonise: refuse`` meets an item that contradicts itself.
+    """
+    bands = tuple(bands)
+    selection = _Selection()
+    shapely.prepare(geometry_lonlat)
+    for item, location in _read(source, geometry_lonlat):
+        selection.found += 1
+        try:
+            _add(selection, item, location, source, bands, mask_asset, geometry_lonlat)
+        except UnusableItemError as error:
+            selection.findings.append(Finding(error.kind, str(item.get("id")), error.detail))
+        except _MALFORMED as error:
+            detail = f"malformed ({type(error).__name__}: {error})"
+            selection.findings.append(Finding("unusable", str(item.get("id")), detail))
+    _check_collections(selection)
+    _check_contradictions(selection, source)
+    kept, duplicates = drop_duplicates(selection.candidates)
+    rows = sorted((candidate.row for candidate in kept), key=order_of)
+    findings = [*selection.findings, *duplicates]
+    findings += [finding for candidate in kept for finding in candidate.findings]
+    findings += _access_findings(kept, source)
+    audit = Audit(
+        found=selection.found,
+        kept=len(rows),
+        elsewhere=tuple(sorted(selection.elsewhere.items())),
+        baselines=tuple(sorted(Counter(row.baseline or "unknown" for row in rows).items())),
+        empty_months=_empty_months(source, {row.datetime.date() for row in rows}),
+        findings=tuple(sorted(findings, key=lambda f: (f.kind, f.item, f.detail))),
+    )
+    if not rows:
+        raise CatalogError(_describe_empty(source, audit, geometry_lonlat))
+    return Catalogue(tuple(rows), audit)
+
+
+def _read(source: Source, geometry: BaseGeometry) -> Iterator[RawItem]:
+    if isinstance(source, StacApiSource):
+        for item in search_api(source, geometry):
+            yield item, None
+        return
+    read = walk_catalog if isinstance(source, StaticCatalogSource) else read_item_file
+    for path in source.files:
+        yield from read(path)
+
+
+def _add(
+    selection: _Selection,
+    item: Item,
+    location: str | None,
+    source: Source,
+    bands: tuple[str, ...],
+    mask_asset: str | None,
+    geometry: BaseGeometry,
+) -> None:
+    """Check an item against the recipe, whatever its source has checked before."""
+    name, collection = str(item["id"]), str(item.get("collection") or "")
+    if source.collection is not None and collection != source.collection:
+        selection.elsewhere[f"the collection {source.collection}"] += 1
+        return
+    if not source.start <= time_of(item).date() <= source.end:
+        selection.elsewhere["the dates"] += 1
+        return
+    footprint = stated_footprint_of(item)
+    if footprint is not None and not geometry.intersects(footprint):
+        selection.elsewhere["the area"] += 1
+        return
+    cloud = cloud_percent_of(item)
+    if cloud is not None and cloud > source.max_cloud_percent:
+        selection.findings.append(Finding("too-cloudy", name, f"{cloud:.1f} %"))
+        return
+    candidate = parse_item(
+        item,
+        location=location,
+        bands=bands,
+        mask_asset=mask_asset,
+        harmonise=source.harmonise,
+        footprint=footprint,
+    )
+    if footprint is None and not geometry.intersects(candidate.footprint):
+        selection.elsewhere["the area"] += 1
+        return
+    for asset in candidate.row.assets.values():
+        if is_url(asset.href) and urlsplit(asset.href).scheme not in _READABLE_SCHEMES:
+            raise UnusableItemError("unusable", f"{asset.href} has a scheme that cannot be read")
+    if cloud is None and source.max_cloud_percent < 100:
+        selection.findings.append(Finding("unknown-cloud", name, "no eo:cloud_cover"))
+    selection.collections[collection] += 1
+    selection.candidates.append(candidate)
+
+
+def drop_duplicates(
+    candidates: Iterable[Candidate],
+) -> tuple[list[Candidate], list[Finding]]:
+    """Keep the newest processing of each acquisition of a tile.
+
+    Two items are duplicates if they show the same MGRS tile (or, without tiles, the same
+    bounds) from the same datatake, or within five minutes from the same platform, and their
+    footprints overlap by half. ESA cuts some tiles in two between datastrips; both parts stay.
+    The newest processing baseline wins, then the newest time of processing, creation and
+    update, then the last id.
+
+    Returns
+    -------
+    kept, duplicates
+        In the order of their processing, newest first, and one finding for each that was left
+        out.
+    """
+    groups: dict[tuple[object, ...], list[Candidate]] = defaultdict(list)
+    for candidate in sorted(candidates, key=_newness, reverse=True):
+        row = candidate.row
+        place = row.mgrs_tile or (row.epsg, row.bounds)
+        groups[place, row.solar_day].append(candidate)
+    kept: list[Candidate] = []
+    duplicates: list[Finding] = []
+    for group in groups.values():
+        winners: list[Candidate] = []
+        for candidate in group:
+            winner = next((w for w in winners if _are_duplicates(w, candidate)), None)
+            if winner is None:
+                winners.append(candidate)
+            else:
+                detail = f"{winner.row.id} (baseline {winner.row.baseline}) wins"
+                duplicates.append(Finding("duplicate", candidate.row.id, detail))
+        kept += winners
+    return kept, duplicates
+
+
+def _newness(candidate: Candidate) -> tuple[object, ...]:
+    baseline = parse_baseline(candidate.row.baseline) or (-1, -1)
+    return baseline, candidate.processed, candidate.row.id, candidate.row.collection
+
+
+def _are_duplicates(a: Candidate, b: Candidate) -> bool:
+    if a.datatake and b.datatake:
+        if a.datatake != b.datatake:
+            return False
+    elif abs(a.row.datetime - b.row.datetime) > SAME_ACQUISITION or (
+        a.platform and b.platform and a.platform != b.platform
+    ):
+        return False
+    smaller = min(a.footprint.area, b.footprint.area)
+    return bool(a.footprint.intersection(b.footprint).area >= DUPLICATE_OVERLAP * smaller)
+
+
+def _check_collections(selection: _Selection) -> None:
+    """Refuse to mix collections: one acquisition may be in several, at different levels."""
+    if len(selection.collections) > 1:
+        names = ", ".join(sorted(name or "none" for name in selection.collections))
+        raise CatalogError(
+            f"the items belong to several collections ({names}); set source.collection to one"
+        )
+
+
+def _check_contradictions(selection: _Selection, source: Source) -> None:
+    if source.harmonise != "refuse":
+        return
+    found = [finding for finding in selection.findings if finding.kind == "contradiction"]
+    if found:
+        shown = "; ".join(f"{f.item}: {f.detail}" for f in found[:_SHOWN_ITEMS])
+        raise CatalogError(
+            f"{len(found)} items contradict themselves about the offset of baseline 04.00 "
+            f"({shown}); set source.harmonise to flag, baseline or drop"
+        )
+
+
+def _access_findings(kept: Iterable[Candidate], source: Source) -> list[Finding]:
+    """Name the buckets that cannot be read without settings, each once."""
+    buckets: Counter[str] = Counter()
+    for candidate in kept:
+        hrefs = [asset.href for asset in candidate.row.assets.values()]
+        buckets.update({urlsplit(href).netloc for href in hrefs if href.startswith("s3://")})
+    findings = []
+    for bucket, count in sorted(buckets.items()):
+        wishes = []
+        if bucket in _REQUESTER_PAYS and not source.access.requester_pays:
+            wishes.append("is paid by the reader: set access.requester_pays")
+        if bucket == "eodata" and source.access.s3_endpoint is None:
+            wishes.append("needs access.s3_endpoint eodata.dataspace.copernicus.eu and a key")
+        detail = " and ".join(wishes) or "is read without storage fields, by the access settings"
+        findings.append(Finding("access", f"s3://{bucket}", f"{count} items; {detail}"))
+    return findings
+
+
+def _empty_months(source: Source, days: Iterable[dt.date]) -> tuple[str, ...]:
+    first, last = (day.year * 12 + day.month - 1 for day in (source.start, source.end))
+    seen = {day.year * 12 + day.month - 1 for day in days}
+    return tuple(
+        f"{month // 12}-{month % 12 + 1:02}"
+        for month in range(first, last + 1)
+        if month not in seen
+    )
+
+
+def _describe_empty(source: Source, audit: Audit, geometry: BaseGeometry) -> str:
+    collection = source.collection or "any collection"
+    place = source.url if isinstance(source, StacApiSource) else ", ".join(source.files)
+    bounds = ", ".join(
+        f"{math.floor(value * 100) / 100:g}" for value in shapely.total_bounds(geometry)
+    )
+    asked = (
+        f"no item of {collection} from {source.start} to {source.end} in the area "
+        f"[{bounds}] with at most {source.max_cloud_percent:g} % cloud in {place}"
+    )
+    if not audit.found:
+        return f"{asked}; check source.collection, source.start, source.end and area"
+    reasons = [f"{count} outside {reason}" for reason, count in audit.elsewhere]
+    kinds = Counter(finding.kind for finding in audit.findings)
+    examples = {finding.kind: finding for finding in reversed(audit.findings)}
+    reasons += [
+        f"{count} {kind} ({examples[kind].item}: {examples[kind].detail})"
+        for kind, count in sorted(kinds.items())
+    ]
+    return f"{asked} can be used: of {audit.found} found, {', '.join(reasons)}; change the recipe"

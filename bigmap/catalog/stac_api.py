@@ -1,0 +1,180 @@
+"""Items from a STAC API, page by page."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from typing import Any
+
+import requests
+import shapely
+from pystac_client import Client
+from pystac_client.exceptions import APIError
+from pystac_client.stac_api_io import StacApiIO
+from shapely.geometry.base import BaseGeometry
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from urllib3.util.retry import Retry
+
+from bigmap.config import StacApiSource
+from bigmap.errors import CatalogError
+
+PAGE_ITEMS = 100
+CONNECT_TIMEOUT_S = 5.0
+CONNECT_RETRIES = 2
+BACKOFF_S = 0.2
+BACKOFF_LIMIT_S = 10.0
+STALE_PAGES = 3
+"""Pages in a row without a new item after which paging counts as endless."""
+
+_RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
+_SIMPLIFY_DEG = 0.05
+_MOST_VERTICES = 200
+
+
+class NotJsonError(Exception):
+    """An API answered with something else, such as a proxy's page of HTML."""
+
+
+class PatientStacIO(StacApiIO):
+    """Requests with timeouts, that are repeated where a later one may succeed."""
+
+    def __init__(self, *, retries: int, timeout_s: float) -> None:
+        super().__init__(
+            timeout=(CONNECT_TIMEOUT_S, timeout_s),
+            max_retries=Retry(
+                total=retries,
+                connect=min(retries, CONNECT_RETRIES),
+                backoff_factor=BACKOFF_S,
+                backoff_max=BACKOFF_LIMIT_S,
+                status_forcelist=_RETRIED_STATUS,
+                allowed_methods=None,  # a search by POST changes nothing and may be repeated
+                raise_on_status=False,
+            ),
+        )
+        self._attempts = Retrying(
+            retry=retry_if_exception_type(NotJsonError),
+            stop=stop_after_attempt(retries + 1),
+            wait=wait_exponential(multiplier=BACKOFF_S, max=BACKOFF_LIMIT_S),
+            reraise=True,
+        )
+
+    def request(
+        self,
+        href: str,
+        method: str | None = None,
+        headers: dict[str, str] | None = None,
+        parameters: dict[str, Any] | None = None,
+    ) -> str:
+        """Send a request; an answer that is no JSON object counts as a failed attempt."""
+        return self._attempts(self._request_json, href, method, headers, parameters)
+
+    def _request_json(
+        self,
+        href: str,
+        method: str | None,
+        headers: dict[str, str] | None,
+        parameters: dict[str, Any] | None,
+    ) -> str:
+        text = super().request(href, method, headers, parameters)
+        if not text.lstrip().startswith("{"):
+            raise NotJsonError(href)
+        return text
+
+
+def search_api(source: StacApiSource, geometry: BaseGeometry) -> Iterator[dict[str, Any]]:
+    """Yield the items of an API's search.
+
+    Parameters
+    ----------
+    source
+        URL, collection, dates, cloud limit and access settings.
+    geometry
+        Area in degrees, EPSG:4326. A coarser one that contains it is sent; the caller checks
+        each item again, and the cloud limit too, which not every API can apply.
+
+    Raises
+    ------
+    CatalogError
+        If the API cannot be reached, refuses, answers nonsense, or pages without end.
+    """
+    try:
+        client = Client.open(
+            source.url,
+            stac_io=PatientStacIO(retries=source.access.retries, timeout_s=source.access.timeout_s),
+        )
+        search = client.search(
+            collections=[source.collection],
+            datetime=_interval(source.start, source.end),
+            intersects=coarsen_area(geometry),
+            limit=PAGE_ITEMS,
+            **_cloud_filter(client, source.max_cloud_percent),
+        )
+        yield from _items_of(search.pages_as_dicts(), source.url)
+    except NotJsonError as error:
+        raise CatalogError(
+            f"{source.url} answers with something that is not JSON; check source.url, or try "
+            "again later"
+        ) from error
+    except (APIError, requests.RequestException) as error:
+        raise CatalogError(_describe(source.url, error)) from error
+
+
+def coarsen_area(geometry: BaseGeometry) -> dict[str, Any]:
+    """Return GeoJSON that contains an area and is short enough to send."""
+    if shapely.get_num_coordinates(geometry) > _MOST_VERTICES:
+        world = shapely.box(-180, -90, 180, 90)
+        geometry = geometry.simplify(_SIMPLIFY_DEG).buffer(_SIMPLIFY_DEG, quad_segs=1)
+        geometry = geometry.intersection(world)
+    mapping: dict[str, Any] = shapely.geometry.mapping(geometry)
+    return mapping
+
+
+def _items_of(pages: Iterator[dict[str, Any]], url: str) -> Iterator[dict[str, Any]]:
+    seen: set[str] = set()
+    stale = 0
+    for page in pages:
+        features = page.get("features") or []
+        new = {str(item.get("id")) for item in features} - seen
+        stale = 0 if new else stale + 1
+        if stale >= STALE_PAGES:
+            raise CatalogError(
+                f"{url} repeats its pages without end; narrow source.start and source.end, or "
+                "use another catalogue"
+            )
+        seen |= new
+        if new:
+            yield from features
+
+
+def _cloud_filter(client: Client, max_cloud_percent: float) -> dict[str, Any]:
+    """Ask for the cloud limit in the way that the API conforms to, if it does."""
+    if max_cloud_percent >= 100:
+        return {}
+    if client.conforms_to("QUERY"):
+        return {"query": {"eo:cloud_cover": {"lte": max_cloud_percent}}}
+    if client.conforms_to("FILTER"):
+        return {
+            "filter_lang": "cql2-json",
+            "filter": {"op": "<=", "args": [{"property": "eo:cloud_cover"}, max_cloud_percent]},
+        }
+    return {}
+
+
+def _interval(start: dt.date, end: dt.date) -> str:
+    return f"{start}T00:00:00Z/{end}T23:59:59Z"
+
+
+def _describe(url: str, error: Exception) -> str:
+    status = getattr(error, "status_code", None)
+    if status is None:
+        return (
+            f"{url} cannot be reached; check source.url and the network, or use source.kind "
+            "files or simulated"
+        )
+    if status == 404:
+        return f"{url} is not a STAC API (404); check source.url"
+    if status in (401, 403):
+        return f"{url} refuses access ({status}); check the credentials in the environment"
+    if status in _RETRIED_STATUS:
+        return f"{url} still failed after all retries ({status}); try again later"
+    return f"{url} refuses the search ({status}); check source.collection and source.start"
