@@ -53,7 +53,7 @@ lint: install  ## style, types, import rules, and whether the schema is up to da
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	@mkdir -p build && $(WRITE_SCHEMA) build/recipe.schema.json
 	cmp build/recipe.schema.json $(SCHEMA) || { echo 'run "make schema" and commit $(SCHEMA)'; exit 1; }
 
