@@ -11,8 +11,8 @@ WRITE_SCHEMA = $(BIN)/python -c 'import sys; from bigmap.config import write_sch
 PYTEST := $(BIN)/python -m pytest
 REPORTS := build/reports
 
-# About 40 x 40 km of fields west of Lleida.
-RUN_BBOX ?= 0.40,41.50,0.88,41.86
+# About 10 x 10 km of fields around Lleida.
+RUN_BBOX ?= 0.60,41.58,0.72,41.67
 
 .PHONY: help install install-services run test test-services test-long bench lint format schema clean
 
