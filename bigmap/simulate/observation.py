@@ -9,19 +9,32 @@ import numpy as np
 import numpy.typing as npt
 
 from bigmap.items import BANDS
-from bigmap.simulate.acquisitions import HALF_SWATH_KM, Datatake, locate_sun
-from bigmap.simulate.covers import ROOFS, Cover
+from bigmap.simulate.acquisitions import ALTITUDE_KM, HALF_SWATH_KM, Datatake
+from bigmap.simulate.classification import Scene, classify_scene
+from bigmap.simulate.covers import Cover
 from bigmap.simulate.landscape import Landscape
-from bigmap.simulate.noise import F32, F64
-from bigmap.simulate.patch import Patch, refine
-from bigmap.simulate.sensor import MSI, Optics, box_mean, draw_noise
+from bigmap.simulate.noise import F32, F64, derive_seed, hash_ints, to_normal
+from bigmap.simulate.patch import Patch, average_nodes, refine
+from bigmap.simulate.sensor import MSI, Band, Optics, box_mean, draw_noise
 from bigmap.simulate.spectra import ENDMEMBERS, mix_spectra
-from bigmap.simulate.weather import Weather, sample_weather
+from bigmap.simulate.weather import Weather, sample_snow, sample_weather
 
 MARGIN_M = 120
 """Ground needed around an image for the widest point spread (3.2 sigma at 60 m) and shift."""
-_SNOW = np.array(ENDMEMBERS["snow"], dtype=np.float32)
-_CLOUD = 0.35 + 0.5 * _SNOW
+RELIEF_LEFT = 0.5
+"""Exponent of the terrain's effect on light that the correction leaves; an assumption."""
+STRIPE = 0.002
+"""Standard deviation of the gain of detector columns: within the 0.3 % of their calibration."""
+GAIN = 0.01
+"""Standard deviation of a datatake's gain by band, for what atmosphere and calibration leave."""
+ANGLE_EFFECT = {10: 0.42, 20: 0.32, 60: 0.42}
+"""Relative change of reflectance per sine of the view angle, by pixel size: up to 8 %.
+
+The size of the effect is that found between the edges of swaths (D. P. Roy et al. 2017,
+doi:10.1016/j.rse.2017.06.019); that it is linear, and its values, are our simplification.
+"""
+_FOREST_SNOW = 0.3
+"""Share of the snow that shows through trees."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +47,15 @@ class Observation:
     """The patch to image; ``landscape.patch`` is larger by the margin on each side."""
 
     @cached_property
-    def sun(self) -> tuple[float, float]:
-        """Azimuth and elevation of the sun, in degrees, at the middle of the patch."""
-        longitude, latitude = (float(part.mean()) for part in self.patch.lonlat)
-        return locate_sun(self.datatake.time_at(latitude), longitude, latitude)
+    def sun(self) -> tuple[F64, F64]:
+        """Azimuth and elevation of the sun at the nodes of the patch, in degrees."""
+        return self.datatake.locate_sun(*self.patch.lonlat)
 
     @cached_property
     def weather(self) -> Weather:
         """The sky at the nodes of the patch."""
-        azimuth, elevation = self.sun
         return sample_weather(
-            self.datatake.seed, *self.patch.nodes, sun_azimuth=azimuth, sun_elevation=elevation
+            self.datatake.seed, *self.patch.nodes, sun=self.sun, north=self.patch.north
         )
 
     @cached_property
@@ -56,59 +67,89 @@ class Observation:
     def _spectra(self) -> tuple[F32, F32]:
         return mix_spectra(self.landscape.units, self.datatake.node.date())
 
-    def observe_band(self, name: str) -> npt.NDArray[np.float32]:
+    def observe_band(self, name: str) -> F32:
         """Return surface reflectance as seen, float32 (y, x) at the band's own resolution.
 
         NaN outside the swath.
         """
-        band = MSI[name]
-        pixels = self.patch.rows * 20 // band.gsd_m
-        optics = Optics(band, pixels=pixels, margin_m=MARGIN_M, shift_m=self.datatake.shift_m())
-        image = optics.observe(self._paint(BANDS.index(name)))
-        image *= self._to_pixels(self._light, band.gsd_m)
-        sky = self.weather
-        blue = (0.49 / band.wavelength_um) ** 1.6
-        image += self._to_pixels(sky.haze, band.gsd_m) * np.float32(blue)
-        bright = _CLOUD[BANDS.index(name)]
-        for opacity in (sky.cirrus, sky.cloud):
-            cover = self._to_pixels(opacity, band.gsd_m)
-            image += cover * (bright - image)
-        _, elevation = self.sun
-        corner = -self.patch.top_m // band.gsd_m, self.patch.left_m // band.gsd_m
+        band, gsd = MSI[name], MSI[name].gsd_m
+        image = self._see_ground(name)
+        image *= self._to_pixels(self._light, gsd) * self._respond(name)
+        self._add_sky(image, name)
+        elevation = self._to_pixels(self.sun[1].astype(np.float32), gsd)
+        corner = -self.patch.top_m // gsd, self.patch.left_m // gsd
         image += draw_noise(self.datatake.seed, band, image, corner=corner, sun_elevation=elevation)
-        image[~self._in_swath(band.gsd_m)] = np.nan
+        image[~self._in_swath(name)] = np.nan
         return image
 
     def classify(self) -> npt.NDArray[np.uint8]:
-        """Return Sen2Cor's scene classification, uint8 (y, x) at 20 m."""
+        """Return a scene classification with Sen2Cor's kinds of error, uint8 (y, x) at 20 m."""
         sky = self.weather
-        cover = self._majority()
-        scl = _SCL_OF_COVER[cover]
-        green = self._green()
-        scl[(scl == 4) & (green < 0.35)] = 5
-        cloud = self._to_pixels(sky.cloud, 20)
-        scl[(self._to_pixels(sky.shade, 20) > 0.35) & (scl != 6)] = 3
-        scl[self._to_pixels(sky.cirrus, 20) > 0.06] = 10
-        scl[cloud > 0.25] = 8
-        scl[cloud > 0.6] = 9
-        scl[~self._in_swath(20)] = 0
+        blue, red, nir = (self._see_coarsely(name) for name in ("blue", "red", "nir08"))
+        scl = classify_scene(
+            derive_seed(self.datatake.seed, "scl"),
+            Scene(
+                cover=self._cover_at_20m,
+                blue=blue,
+                red=red,
+                nir=nir,
+                cloud=refine(sky.cloud, 1),
+                cirrus=refine(sky.cirrus, 1),
+                shade=refine(sky.shade, 1),
+                snow=self._snow,
+            ),
+            refine(self.patch.nodes[0], 1),
+            refine(self.patch.nodes[1], 1),
+        )
+        scl[~self._in_swath("nir08")] = 0
         return scl
 
-    def _paint(self, index: int) -> F32:
+    def paint(self, name: str) -> F32:
+        """Return the reflectance of the ground, float32 (y, x) at 2.5 m with the margin."""
         mean, slope = self._spectra
-        unit = self.landscape.unit
-        ground = np.ascontiguousarray(slope[:, index])[unit]
+        index = BANDS.index(name)
+        ground = np.take(np.ascontiguousarray(slope[:, index]), self.landscape.unit)
         ground *= self.landscape.texture
-        ground += np.ascontiguousarray(mean[:, index])[unit]
+        ground += np.take(np.ascontiguousarray(mean[:, index]), self.landscape.unit)
         return np.asarray(np.maximum(ground, np.float32(0.001), out=ground))
+
+    def _see_ground(self, name: str) -> F32:
+        band = MSI[name]
+        optics = Optics(
+            band,
+            pixels=self.patch.rows * 20 // band.gsd_m,
+            margin_m=MARGIN_M,
+            shift_m=self.datatake.shift_m(name, band.gsd_m),
+        )
+        image = optics.observe(self.paint(name))
+        if self._snow.any():
+            bright = np.float32(ENDMEMBERS["snow"][BANDS.index(name)])
+            image += self._resize(self._snow, band.gsd_m) * (bright - image)
+        return image
+
+    def _see_coarsely(self, name: str) -> F32:
+        """Return a band as the classifier sees it: at 20 m, with sky, without noise."""
+        sharp = MSI["nir08"]
+        optics = Optics(sharp, pixels=self.patch.rows, margin_m=MARGIN_M, shift_m=(0, 0))
+        image = optics.observe(self.paint(name)) * self._to_pixels(self._light, 20)
+        self._add_sky(image, name, gsd=20)
+        return image
+
+    def _add_sky(self, image: F32, name: str, gsd: int = 0) -> None:
+        band, sky = MSI[name], self.weather
+        gsd = gsd or band.gsd_m
+        # Path radiance falls with wavelength as continental aerosol does (Angstrom 1.3).
+        share = np.float32((MSI["blue"].wavelength_um / band.wavelength_um) ** 1.3)
+        image += self._to_pixels(sky.haze, gsd) * share
+        ice = _ICE[BANDS.index(name)]
+        image += self._to_pixels(sky.cirrus, gsd) * (np.float32(0.6) * ice - image)
+        if sky.cloud.any():
+            bright = self._to_pixels(sky.brightness, gsd) * ice
+            image += self._to_pixels(sky.cloud, gsd) * (bright - image)
 
     @cached_property
     def _light(self) -> F32:
-        """Return the light on each node relative to flat sunlit ground.
-
-        Half of the terrain's effect remains after Sen2Cor's correction (an assumption), and
-        under a cloud's shadow the diffuse light.
-        """
+        """Light at the nodes relative to flat sunlit ground."""
         azimuth, elevation = (np.radians(angle) for angle in self.sun)
         margin = MARGIN_M // 20
         height = self.landscape.relief.elevation_m
@@ -120,24 +161,56 @@ class Observation:
             slope_x * np.sin(azimuth) + slope_y * np.cos(azimuth)
         )
         cosine = facing / np.sqrt(1 + slope_x**2 + slope_y**2) / np.sin(elevation)
-        relief = np.sqrt(np.clip(cosine, 0.15, 2.0))
-        return np.asarray(relief * (1 - self.weather.shade)).astype(np.float32)
+        relief = np.clip(cosine, 0.1, 2.5) ** RELIEF_LEFT
+        return np.asarray((relief * (1 - self.weather.shade)).astype(np.float32))
 
-    def _majority(self) -> npt.NDArray[np.uint8]:
-        """Return the cover at the middle of each pixel of 20 m, uint8 (y, x)."""
+    def _respond(self, name: str) -> F32:
+        """Return gain, detector stripes and view-angle effect for each pixel of a band."""
+        band = MSI[name]
+        across = self._to_pixels(self.cross_track_km.astype(np.float32), band.gsd_m)
+        seed = derive_seed(self.datatake.platform == "sentinel-2a", "stripes", name)
+        column = np.floor(self._across_m(band) / band.gsd_m).astype(np.int64)
+        stripe = STRIPE * to_normal(hash_ints(seed, column))
+        gain = GAIN * to_normal(hash_ints(derive_seed(self.datatake.seed, "gain", name), 0))[0]
+        # West of the track the satellite looks away from the morning sun: a brighter side.
+        tilt = across / np.hypot(across, np.float32(ALTITUDE_KM))
+        angle = -np.float32(ANGLE_EFFECT[band.gsd_m]) * tilt
+        return np.asarray((1 + gain + stripe) * (1 + angle))
+
+    def _across_m(self, band: Band) -> F64:
+        nodes = self.cross_track_km * 1000
+        if band.gsd_m == 10:
+            return refine(nodes, 2)
+        middle = average_nodes(nodes)
+        step = band.gsd_m // 20
+        return middle[step // 2 :: step, step // 2 :: step]
+
+    @cached_property
+    def _snow(self) -> F32:
+        """Share of snow at 20 m, float32 (y, x)."""
+        margin = MARGIN_M // 20
+        inner = slice(margin, -margin)
+        day = self.datatake.node.timetuple().tm_yday
+        open_ground = sample_snow(
+            self.datatake.seed,
+            self.landscape.relief.elevation_m[inner, inner],
+            *self.patch.nodes,
+            day_of_year=day,
+        )
+        trees = np.isin(self._cover_at_20m, (Cover.BROADLEAF, Cover.CONIFER))
+        return refine(open_ground, 1) * np.where(trees, _FOREST_SNOW, 1).astype(np.float32)
+
+    @cached_property
+    def _cover_at_20m(self) -> npt.NDArray[np.uint8]:
+        """Cover near the middle of each pixel of 20 m, uint8 (y, x)."""
         margin = MARGIN_M // 20
         inner = slice(margin, -margin)
         return self.landscape.cover[4::8, 4::8][inner, inner]
 
-    def _green(self) -> F32:
-        """Return the NDVI of each pixel of 20 m without noise."""
-        red, nir = (
-            Optics(MSI["nir08"], pixels=self.patch.rows, margin_m=MARGIN_M, shift_m=(0, 0)).observe(
-                self._paint(BANDS.index(name))
-            )
-            for name in ("red", "nir08")
-        )
-        return np.asarray((nir - red) / (nir + red))
+    def _resize(self, squares: F32, gsd_m: int) -> F32:
+        if gsd_m == 10:
+            return np.asarray(np.repeat(np.repeat(squares, 2, axis=0), 2, axis=1))
+        return squares if gsd_m == 20 else box_mean(squares, gsd_m // 20)
 
     def _to_pixels(self, nodes: F32, gsd_m: int) -> F32:
         if gsd_m == 10:
@@ -145,9 +218,11 @@ class Observation:
         middle = refine(nodes, 1)
         return middle if gsd_m == 20 else box_mean(middle, gsd_m // 20)
 
-    def _in_swath(self, gsd_m: int) -> npt.NDArray[np.bool_]:
-        distance = self._to_pixels(self.cross_track_km.astype(np.float32), gsd_m)
-        return np.asarray(np.abs(distance) < HALF_SWATH_KM)
+    def _in_swath(self, name: str) -> npt.NDArray[np.bool_]:
+        """Return where a band has data; the bands' detectors end up to 600 m apart."""
+        distance = self._to_pixels(self.cross_track_km.astype(np.float32), MSI[name].gsd_m)
+        edge = HALF_SWATH_KM - 0.05 * list(MSI).index(name)
+        return np.asarray(np.abs(distance) < edge)
 
 
 def start_observation(datatake: Datatake, landscape: Landscape) -> Observation:
@@ -155,13 +230,5 @@ def start_observation(datatake: Datatake, landscape: Landscape) -> Observation:
     return Observation(datatake, landscape, landscape.patch.grow(-MARGIN_M))
 
 
-def _classes() -> npt.NDArray[np.uint8]:
-    table = np.full(len(Cover), 4, dtype=np.uint8)
-    bare = (Cover.ROAD, Cover.TRACK, Cover.PAVED, Cover.ROCK, *ROOFS)
-    table[list(bare)] = 5
-    table[Cover.WATER] = 6
-    table[Cover.SNOW] = 11
-    return table
-
-
-_SCL_OF_COVER = _classes()
+_ICE = (0.25 + 0.75 * np.array(ENDMEMBERS["snow"]) / ENDMEMBERS["snow"][0]).astype(np.float32)
+"""Colour of clouds relative to the visible: white, and darker where ice and water absorb."""

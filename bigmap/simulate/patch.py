@@ -74,6 +74,13 @@ class Patch:
         lon, lat = _world_to_lonlat().transform(*self.nodes)
         return lon, lat
 
+    @cached_property
+    def north(self) -> float:
+        """Azimuth of true north at the middle, in radians clockwise from the world's y axis."""
+        lon, lat = (float(part.mean()) for part in self.lonlat)
+        x, y = _to_world("EPSG:4326").transform([lon, lon], [lat, lat + 0.01])
+        return float(np.arctan2(x[1] - x[0], y[1] - y[0]))
+
 
 T = TypeVar("T", np.float32, np.float64)
 

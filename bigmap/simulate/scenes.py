@@ -169,7 +169,11 @@ def _write_observation(
         left, bottom, right, top = part.bounds
         ring = [(left, bottom), (right, bottom), (right, top), (left, top)]
         item = describe_item(
-            part, observation.datatake, sun=observation.sun, percentages=_count(scl), footprint=ring
+            part,
+            observation.datatake,
+            sun=_mean_sun(observation),
+            percentages=_count(scl),
+            footprint=ring,
         )
         _replace(folder / "item.json", json.dumps(item).encode())
 
@@ -178,6 +182,11 @@ def quantise(reflectance: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     """Turn reflectance into digital numbers, 1 to 65535; 0 where it is NaN."""
     numbers = np.clip(np.rint(reflectance * 10_000), 1, 65_535)
     return np.asarray(np.nan_to_num(numbers, nan=0).astype(np.uint16))
+
+
+def _mean_sun(observation: Observation) -> tuple[float, float]:
+    azimuth, elevation = (float(angle.mean()) for angle in observation.sun)
+    return azimuth, elevation
 
 
 def _count(scl: npt.NDArray[np.uint8]) -> dict[str, float]:

@@ -106,7 +106,7 @@ def _make_sampler(band: Band, *, pixels: int, size: int, start_m: float) -> scip
 
 
 def draw_noise(
-    seed: int, band: Band, reflectance: F32, *, corner: tuple[int, int], sun_elevation: float
+    seed: int, band: Band, reflectance: F32, *, corner: tuple[int, int], sun_elevation: F32
 ) -> F32:
     """Draw the noise of the detector for each pixel.
 
@@ -118,16 +118,16 @@ def draw_noise(
         Row and column of the first pixel on the zone's lattice, so that the noise of a pixel
         does not depend on the window, and overlapping tiles show the same.
     sun_elevation
-        In degrees; a low sun means less signal.
+        In degrees, (y, x); a low sun means less signal.
     """
     rows = corner[0] + np.arange(reflectance.shape[0])[:, None]
     columns = corner[1] + np.arange(reflectance.shape[1])[None, :]
     bits = hash_ints(derive_seed(seed, band.code), rows, columns)
-    per_radiance = np.pi / (band.irradiance * np.sin(np.radians(max(sun_elevation, 5.0))))
+    per_radiance = np.pi / (band.irradiance * np.sin(np.radians(sun_elevation)))
     reference = per_radiance * band.radiance
-    signal = np.maximum(reflectance, 0) / np.float32(reference)
+    signal = np.maximum(reflectance, 0) / reference
     share = READ_NOISE_SHARE + (1 - READ_NOISE_SHARE) * signal
-    noise = to_normal(bits) * np.sqrt(share) * np.float32(reference / band.snr)
+    noise = to_normal(bits) * np.sqrt(share) * (reference / band.snr)
     return np.asarray(noise.astype(np.float32))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigmap.simulate.covers import Cover
-from bigmap.simulate.noise import F64, derive_seed, hash_ints, sample_fractal, to_uniform
+from bigmap.simulate.noise import F32, F64, derive_seed, hash_ints, sample_fractal, to_uniform
 from bigmap.simulate.voronoi import Cells
 
 U8 = npt.NDArray[np.uint8]
@@ -62,7 +62,7 @@ def sample_urbanity(seed: int, x: F64, y: F64) -> F64:
     return np.asarray(np.where(depth > -0.99, depth + rough * (depth > -0.5), -1.0))
 
 
-def build_lots(seed: int, cells: Cells, u: F64, v: F64, is_town: Bool, has_farm: Bool) -> Lots:
+def build_lots(seed: int, cells: Cells, u: F32, v: F32, is_town: Bool, has_farm: Bool) -> Lots:
     """Lay streets and buildings on the rotated grid of each cell.
 
     Parameters
@@ -115,7 +115,7 @@ def build_lots(seed: int, cells: Cells, u: F64, v: F64, is_town: Bool, has_farm:
     return Lots(cover, building)
 
 
-def _is_street(u: F64, v: F64) -> Bool:
+def _is_street(u: F32, v: F32) -> Bool:
     along_u, along_v = _LOT_U_M * _STREET_LOTS[0], _LOT_V_M * _STREET_LOTS[1]
     near_u = np.abs(np.mod(u + along_u / 2, along_u) - along_u / 2)
     near_v = np.abs(np.mod(v + along_v / 2, along_v) - along_v / 2)
