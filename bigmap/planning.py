@@ -25,7 +25,7 @@ from bigmap.cube.loaders import bounds_on, epsg_of
 from bigmap.errors import CatalogError, PlanError, RecipeError
 from bigmap.grid import ROI, Area, Lattice
 from bigmap.inference import Windowing
-from bigmap.items import BANDS, ItemRow
+from bigmap.items import ItemRow
 from bigmap.models import LayerSpec, MapModel, build_model, checksum_of
 from bigmap.models.base import CLASS, CONFIDENCE, OBSERVATIONS
 from bigmap.quality import DateRule, MaskRule
@@ -34,13 +34,6 @@ from bigmap.store import LayerTemplate, MapTemplate
 CONTEXT_CELLS = 3
 """Items are searched this many cells beyond the area: cells choose their dates as wholes, and
 windows at the edge see their neighbours."""
-
-BAND_GSD_M = dict.fromkeys(BANDS, 10.0) | {
-    **dict.fromkeys(("rededge1", "rededge2", "rededge3", "nir08", "swir16", "swir22"), 20.0),
-    **dict.fromkeys(("coastal", "nir09", "cirrus"), 60.0),
-}
-"""Native pixel size of each band, in metres."""
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -154,8 +147,10 @@ class Plan:
         dates = len({row.solar_day for row in self.catalogue.rows})
         per_cell = min(self.recipe.dates.max_per_cell, max(dates, 1))
         cell_side_m = (lattice.cell_px + 2 * self.halo_px) * lattice.gsd_m
-        native = sum(2 * (cell_side_m / BAND_GSD_M[band]) ** 2 for band in spec.bands)
-        mask = dates * (cell_side_m / 20.0) ** 2
+        pixel_m = {name: abs(a.transform[0]) for name, a in self.catalogue.rows[0].assets.items()}
+        native = sum(2 * (cell_side_m / pixel_m[band]) ** 2 for band in spec.bands)
+        mask_m = pixel_m.get(mask_rule(self.recipe.source.mask).asset or "", math.inf)
+        mask = dates * (cell_side_m / mask_m) ** 2
         cells = sum(len(list(lattice.cells(block))) for block in self.blocks)
         layer_bytes = sum(
             np.dtype(layer.dtype).itemsize * max(1, len(layer.channels)) for layer in self.layers

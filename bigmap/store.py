@@ -16,6 +16,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import numpy.typing as npt
+import rioxarray  # noqa: F401 - gives datasets their .rio
 import xarray as xr
 import zarr
 from fsspec.implementations.local import LocalFileSystem

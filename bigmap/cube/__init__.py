@@ -17,6 +17,7 @@ from typing import Any, Literal
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
+import rioxarray  # noqa: F401 - gives DataArrays their .rio
 import xarray as xr
 
 from bigmap import grid

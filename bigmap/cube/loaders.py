@@ -17,11 +17,12 @@ from odc.stac import load as odc_load
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
-from bigmap.cube.reading import EDGE_POINTS, RasterReader
+from bigmap.cube.reading import RasterReader
 from bigmap.grid import ROI, Lattice
 from bigmap.items import ItemRow
 
 Bounds = tuple[float, float, float, float]
+EDGE_POINTS = 41
 Loader = Callable[
     [Sequence[ItemRow], Sequence[str], RasterReader, Lattice, ROI, int], da.Array
 ]

@@ -1,19 +1,15 @@
-"""Reading windows of rasters so that a pixel does not depend on the window it is read in.
+"""Reading windows of rasters onto the grid, whatever window is asked for.
 
-GDAL's warper approximates coordinates per window and derives its kernel from the window's
-shape, so by default the same pixel differs between two windows. Here the warped image of a
-file is fixed by the file and the grid alone: it is anchored on the grid's lattice, the
-coordinates are exact (``tolerance`` of the approximating transformer is all but zero; zero
-itself fails to open) and the kernel's scale is the true ratio of the pixel sizes. Where the
-file's own grid coincides with the target, pixels are copied and nothing is warped.
+Where the grid of a file coincides with the target, pixels are copied; otherwise they are
+resampled as :mod:`bigmap.cube.resampling` says. Reads are tried again with backoff, past
+GDAL's cache, which would serve a broken answer again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -22,22 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from affine import Affine
-from rasterio.crs import CRS
-from rasterio.enums import Resampling
+from pyproj import Transformer
 from rasterio.errors import CRSError, RasterioError, RasterioIOError
-from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from bigmap import grid
 from bigmap.catalog import sign_href
+from bigmap.cube.resampling import locate_pixels, resample
 from bigmap.errors import ReadError
 from bigmap.grid import ROI
 
-EXACT_TOLERANCE_PX = 1e-9
 ALIGNED_TOLERANCE_PX = 1e-4
-EDGE_POINTS = 41
 
 
 @dataclass(frozen=True)
@@ -140,67 +132,67 @@ class RasterReader:
                 raise ReadError(f"{href}: has no CRS")
             if self.nodata == 0 and dataset.nodata not in (None, 0):
                 raise ReadError(f"{href}: declares {dataset.nodata} as nodata, Sentinel-2 has 0")
-            out = np.full(grid.shape_of(roi), self.nodata, dtype=self.dtype)
-            with self._on_grid(dataset) as (source, origin):
-                extent = (
-                    slice(origin[0], origin[0] + source.height),
-                    slice(origin[1], origin[1] + source.width),
-                )
-                part = grid.intersect(roi, extent)
-                if not grid.is_empty(part):
-                    window = Window.from_slices(*grid.relative(part, extent))
-                    out[grid.relative(part, roi)] = source.read(1, window=window)
-            return out
+            return self._place(dataset, roi)
 
-    @contextmanager
-    def _on_grid(self, dataset: Any) -> Iterator[tuple[Any, tuple[int, int]]]:
-        """Yield the file on the target grid and the global index of its first pixel."""
-        aligned = self._origin_if_aligned(dataset)
-        if aligned is not None:
-            yield dataset, aligned
-            return
-        gsd_m = self.target.gsd_m
-        bounds = transform_bounds(
-            dataset.crs, self.target.crs, *dataset.bounds, densify_pts=EDGE_POINTS
-        )
-        if not all(map(math.isfinite, bounds)):
-            raise ReadError(f"{dataset.name}: does not project to {self.target.crs}")
-        # Two pixels of margin: the kernel reaches over the edge, and edges are curved.
-        row, col = math.floor(-bounds[3] / gsd_m) - 2, math.floor(bounds[0] / gsd_m) - 2
-        height = math.ceil(-bounds[1] / gsd_m) + 2 - row
-        width = math.ceil(bounds[2] / gsd_m) + 2 - col
-        with WarpedVRT(
-            dataset,
-            crs=self.target.crs,
-            transform=Affine(gsd_m, 0, col * gsd_m, 0, -gsd_m, -row * gsd_m),
-            width=width,
-            height=height,
-            resampling=Resampling[self.resampling],
-            src_nodata=self.nodata,
-            nodata=self.nodata,
-            tolerance=EXACT_TOLERANCE_PX,
-            XSCALE=abs(dataset.transform.a) / gsd_m,
-            YSCALE=abs(dataset.transform.e) / gsd_m,
-        ) as vrt:
-            yield vrt, (row, col)
+    def _place(self, dataset: Any, roi: ROI) -> npt.NDArray[Any]:
+        """Bring an open file onto the grid."""
+        empty = np.full(grid.shape_of(roi), self.nodata, dtype=self.dtype)
+        source, gsd_m = dataset.crs.to_wkt(), self.target.gsd_m
 
-    def _origin_if_aligned(self, dataset: Any) -> tuple[int, int] | None:
-        """Return the global index of a file's first pixel if its grid is the target grid."""
-        gsd_m, transform = self.target.gsd_m, dataset.transform
-        if dataset.crs != CRS.from_user_input(self.target.crs):
-            return None
-        col, row = transform.c / gsd_m, -transform.f / gsd_m
-        offsets = (
-            (transform.a / gsd_m - 1) * dataset.width,
-            (transform.e / gsd_m + 1) * dataset.height,
-            transform.b,
-            transform.d,
-            col - round(col),
-            row - round(row),
+        def read(rows: slice, cols: slice) -> npt.NDArray[Any]:
+            window = Window.from_slices(rows, cols)
+            pixels: npt.NDArray[Any] = dataset.read(1, window=window, out_dtype=self.dtype)
+            return pixels
+
+        origin = find_origin(
+            self.target, source=source, transform=dataset.transform, shape=dataset.shape
         )
-        if any(abs(offset) > ALIGNED_TOLERANCE_PX for offset in offsets):
-            return None
-        return round(row), round(col)
+        if origin is None:
+            resampled = resample(
+                read,
+                shape=dataset.shape,
+                transform=dataset.transform,
+                places=locate_pixels(roi, gsd_m=gsd_m, target=self.target.crs, source=source),
+                gsd_m=gsd_m,
+                method=self.resampling,
+                nodata=self.nodata,
+            )
+            return empty if resampled is None else resampled
+        extent = tuple(slice(o, o + n) for o, n in zip(origin, dataset.shape, strict=True))
+        part = grid.intersect(roi, (extent[0], extent[1]))
+        if not grid.is_empty(part):
+            empty[grid.relative(part, roi)] = read(*grid.relative(part, (extent[0], extent[1])))
+        return empty
+
+
+@lru_cache(maxsize=4096)
+def find_origin(
+    target: TargetGrid, *, source: str, transform: Affine, shape: tuple[int, int]
+) -> tuple[int, int] | None:
+    """Return the global index of a file's first pixel if the file lies on the grid.
+
+    The two coincide if the file's corners, edges and middle fall on the grid's pixel corners,
+    whatever their CRS are called: UTM on WGS 84 and on ETRS89 have the same coordinates.
+
+    Returns
+    -------
+    tuple of int or None
+        Row and column, or None where pixels must be resampled.
+    """
+    height, width = shape
+    gsd_m = target.gsd_m
+    cols, rows = np.meshgrid([0, width / 2, width], [0, height / 2, height])
+    x, y = transform * (cols, rows)
+    x, y = Transformer.from_crs(source, target.crs, always_xy=True).transform(x, y)
+    col, row = float(x[0, 0]) / gsd_m, -float(y[0, 0]) / gsd_m
+    if not (math.isfinite(col) and math.isfinite(row)):
+        return None
+    origin = round(row), round(col)
+    off = max(
+        float(np.abs(x / gsd_m - cols - origin[1]).max()),
+        float(np.abs(-y / gsd_m - rows - origin[0]).max()),
+    )
+    return origin if off < ALIGNED_TOLERANCE_PX else None
 
 
 def is_local(href: str) -> bool:

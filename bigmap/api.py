@@ -1,0 +1,120 @@
+"""The public functions: a few lines each over the modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import xarray as xr
+
+from bigmap.clusters import open_client, threads_per_worker
+from bigmap.config import Recipe, load_recipe
+from bigmap.cube import open_cube_of
+from bigmap.errors import RecipeError
+from bigmap.grid import intersect, is_empty, shape_of
+from bigmap.inference import predict
+from bigmap.planning import Plan, make_plan
+from bigmap.runner import Reporter, RunSummary, run_plan
+from bigmap.runs import RunFolder, check_output
+from bigmap.store import open_map
+
+__all__ = ["load_recipe", "open_cube", "open_map", "plan", "predict", "run"]
+
+SMALLEST_CUBE_PX = 1
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Plan a map without mapping anything.
+
+    Raises
+    ------
+    BigmapError
+        If the recipe cannot work; the message names the field.
+    """
+    return make_plan(recipe)
+
+
+def run(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    limit: int | None = None,
+    reporter: Reporter | None = None,
+) -> RunSummary:
+    """Make a map on the recipe's cluster.
+
+    Parameters
+    ----------
+    recipe
+        What to map.
+    resume
+        Go on with the run at ``output.path`` if there is one.
+    overwrite
+        Start anew even if ``output.path`` exists.
+    limit
+        Map so many blocks only, for a trial.
+    reporter
+        Shows progress; by default nothing is shown.
+
+    Returns
+    -------
+    RunSummary
+        Blocks by state, times, and the audit; ``exit_code`` is that of ``bigmap run``.
+
+    Raises
+    ------
+    BigmapError
+        If the recipe cannot work, or the output is taken.
+    """
+    resuming = check_output(recipe, resume=resume, overwrite=overwrite)
+    items = RunFolder(recipe.output.path).read_items() if resuming else None
+    prepared = make_plan(recipe, catalogue=items)
+    with open_client(recipe) as client:
+        return run_plan(
+            prepared,
+            client,
+            resume=resuming,
+            limit=limit,
+            threads=threads_per_worker(recipe),
+            reporter=reporter,
+        )
+
+
+def open_cube(
+    recipe: Recipe, bbox: Sequence[float] | None = None, *, chunk_px: int = 1024
+) -> xr.DataArray:
+    """Open the recipe's scenes as a lazy cube.
+
+    Parameters
+    ----------
+    recipe
+        Its area, grid, source, reading and model's bands decide the cube.
+    bbox
+        West, south, east, north in degrees; by default the whole area. The cube is the bounding
+        box of the area inside it, snapped outwards to pixels.
+    chunk_px
+        Side of a chunk, in pixels; it changes no value.
+
+    Returns
+    -------
+    xarray.DataArray
+        uint16 (time, band, y, x), one time per solar day; reflectance is
+        ``dn_scale * DN + dn_offset`` from ``attrs``, 0 is nodata; coordinate ``clear``
+        (time, y, x) marks clear pixels. Nothing is read before it is computed.
+
+    Raises
+    ------
+    BigmapError
+        If the recipe cannot work, or ``bbox`` does not meet its area.
+    """
+    if bbox is not None:
+        box = tuple(float(value) for value in bbox)
+        recipe = recipe.model_copy(
+            update={"area": recipe.area.model_copy(update={"clip_bbox": box})}
+        )
+    prepared = make_plan(recipe)
+    roi = intersect(prepared.lattice.snap(prepared.area.bounds, SMALLEST_CUBE_PX), prepared.extent)
+    if is_empty(roi) or 0 in shape_of(roi):
+        raise RecipeError("area: holds no pixel of the grid")
+    job = prepared.job(recipe.output.path, None)
+    return open_cube_of(job.reader(prepared.catalogue.rows).near(roi), roi, chunk_px=chunk_px)

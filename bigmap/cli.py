@@ -1,0 +1,264 @@
+"""The command line: parse, load, call one function, say what happened."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bigmap import api
+from bigmap.config import Recipe, check_lonlat_bbox, load_recipe, parse_recipe
+from bigmap.errors import BigmapError, RecipeError
+from bigmap.models import build_model, list_models
+from bigmap.planning import Plan
+from bigmap.progress import ProgressReporter, describe_slowest, format_duration
+from bigmap.runner import RunSummary
+from bigmap.runs import RunStatus, check_output, read_status
+
+USER_ERROR = 2
+
+app = typer.Typer(
+    name="bigmap",
+    help="Maps of any area from Sentinel-2, super-resolved and segmented, on Dask.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the recipe.")
+]
+BboxOption = Annotated[
+    str | None,
+    typer.Option("--bbox", metavar="W,S,E,N", help="Only inside this box, in degrees."),
+]
+SourceOption = Annotated[
+    str | None,
+    typer.Option("--source", metavar="simulated", help="Use simulated scenes instead."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+@app.command("plan", epilog="Example: bigmap plan recipes/catalonia.yaml --bbox 1.0,41.6,1.2,41.8")
+def plan_command(
+    recipe: RecipeArgument,
+    settings: SetOption = [],  # noqa: B006 - typer reads the default
+    bbox: BboxOption = None,
+    source: SourceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a run would do, and what the catalogue says, without mapping anything."""
+    plan = api.plan(read_recipe(recipe, settings, bbox, source))
+    estimate = asdict(plan.estimate())
+    if as_json:
+        typer.echo(json.dumps({"estimate": estimate, "audit": plan.catalogue.audit.to_dict()}))
+        return
+    show_plan(Console(highlight=False, soft_wrap=True), plan, estimate)
+
+
+@app.command("run", epilog="Example: bigmap run recipes/catalonia.yaml --limit 4 --workers 2")
+def run_command(
+    recipe: RecipeArgument,
+    settings: SetOption = [],  # noqa: B006 - typer reads the default
+    bbox: BboxOption = None,
+    source: SourceOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Map so many blocks only.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes.")] = None,
+    output: Annotated[str | None, typer.Option(help="Where the map goes, ends in .zarr.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a map. Exit code 0: done; 3: some blocks failed; 75: stopped, go on with --resume."""
+    extra = [f"output.path={output}"] if output else []
+    extra += [f"cluster.workers={workers}"] if workers else []
+    loaded = read_recipe(recipe, [*settings, *extra], bbox, source)
+    if resume and overwrite:
+        raise RecipeError("--resume and --overwrite contradict each other; give one")
+    check_output(loaded, resume=resume, overwrite=overwrite)
+    console = Console(highlight=False, stderr=as_json, soft_wrap=True)
+    notice = build_model(loaded.model.name, loaded.model.options).spec.notice
+    if notice:
+        console.print(f"note: {notice}")
+    if loaded.source.kind == "simulated":
+        console.print("note: the scenes are simulated; the map shows no real place")
+    summary = api.run(
+        loaded,
+        resume=resume,
+        overwrite=overwrite,
+        limit=limit,
+        reporter=ProgressReporter(console),
+    )
+    if as_json:
+        typer.echo(json.dumps(summary_dict(summary, loaded.output.path)))
+    show_summary(console, summary, loaded.output.path)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command("status", epilog="Example: bigmap status maps/catalonia.zarr")
+def status_command(
+    run: Annotated[str, typer.Argument(help="The map or its run folder.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Show how far a run is; works from any shell while it goes on."""
+    status = read_status(run)
+    if as_json:
+        typer.echo(json.dumps(status_dict(status)))
+    else:
+        show_status(Console(highlight=False, soft_wrap=True), status)
+
+
+@app.command("models", epilog="Example: bigmap models --json")
+def models_command(as_json: JsonOption = False) -> None:
+    """List the models that a recipe can name."""
+    rows = []
+    for name in list_models():
+        spec = build_model(name).spec
+        rows.append(
+            {
+                "name": name,
+                "title": spec.title,
+                "kind": spec.kind,
+                "bands": list(spec.bands),
+                "upscale": spec.upscale,
+                "halo_px": spec.halo_px,
+                "layers": [layer.name for layer in spec.layers],
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    table = Table("name", "kind", "bands", "upscale", "halo", "what it is", box=None)
+    for row in rows:
+        bands = ", ".join(row["bands"])
+        table.add_row(
+            row["name"], row["kind"], bands, f"x{row['upscale']}", f"{row['halo_px']} px",
+            row["title"],
+        )  # fmt: skip
+    Console(highlight=False).print(table)
+
+
+def read_recipe(
+    path: Path, settings: list[str], bbox: str | None, source: str | None
+) -> Recipe:
+    """Load a recipe and apply the options that all commands share."""
+    recipe = load_recipe(path, settings)
+    raw = recipe.model_dump(mode="json")
+    if bbox is not None:
+        raw["area"]["clip_bbox"] = parse_bbox(bbox)
+    if source is not None:
+        if source != "simulated":
+            raise RecipeError(f"--source {source}: only simulated can be asked for here")
+        kept = ("start", "end", "max_cloud_percent")
+        raw["source"] = {"kind": "simulated"} | {key: raw["source"][key] for key in kept}
+    return parse_recipe(raw, origin=str(path))
+
+
+def parse_bbox(text: str) -> list[float]:
+    """Read west,south,east,north in degrees."""
+    try:
+        values = [float(value) for value in text.split(",")]
+        if len(values) != 4:
+            raise ValueError("four numbers are needed")
+        check_lonlat_bbox(values)
+    except ValueError as error:
+        raise RecipeError(
+            f"--bbox {text!r}: write it as west,south,east,north in degrees ({error})"
+        ) from None
+    return values
+
+
+def show_plan(console: Console, plan: Plan, estimate: dict[str, Any]) -> None:
+    """Print a plan for people."""
+    grid, spec = plan.recipe.grid, plan.model.spec
+    console.print(
+        f"{plan.recipe.name}: {estimate['area_km2']:,.0f} km² in {grid.crs}, "
+        f"{grid.gsd_m:g} m to {grid.gsd_m / spec.upscale:g} m with {spec.name}"
+    )
+    console.print(
+        f"{estimate['blocks']} blocks of {grid.block_px} px, {estimate['items']} items on "
+        f"{estimate['dates']} dates"
+    )
+    console.print(
+        f"reads up to {estimate['read_gb']:,.1f} GB (uncompressed), writes "
+        f"{estimate['written_gb']:,.2f} GB (uncompressed), at most {estimate['memory_gb']:.1f} GB "
+        "of memory per worker"
+    )
+    for line in plan.catalogue.audit.lines():
+        console.print(line, markup=False)
+
+
+def show_summary(console: Console, summary: RunSummary, output: str) -> None:
+    """Print the audit of a run for people."""
+    states = ", ".join(f"{count} {state}" for state, count in sorted(summary.states.items()))
+    console.print(f"audit: {summary.planned} planned = {states or 'none'}", markup=False)
+    if summary.missing:
+        console.print(f"audit: {summary.missing} blocks have no record")
+    for key in summary.missing_shards[:10]:
+        console.print(f"audit: {key} is missing or has another size", markup=False)
+    for block, error in summary.failures[:10]:
+        console.print(f"failed: {block}: {error}", markup=False)
+    rate = summary.mapped_km2 / summary.elapsed_s * 3600 if summary.elapsed_s else 0
+    console.print(
+        f"{summary.mapped_km2:,.1f} km² in {format_duration(summary.elapsed_s)}, {rate:,.0f} km²/h, "
+        f"{describe_slowest(summary.seconds)}"
+    )
+    if summary.stopped:
+        console.print("stopped early: go on with the same command and --resume")
+    elif summary.exit_code:
+        console.print("incomplete: do the rest with the same command and --resume")
+    console.print(f"map: {output}", markup=False)
+
+
+def show_status(console: Console, status: RunStatus) -> None:
+    """Print the status of a run for people."""
+    lease = status.lease
+    if lease is not None and lease.is_alive:
+        console.print(f"running: process {lease.pid} on {lease.host}")
+    else:
+        console.print("not running" if status.missing else "finished")
+    states = ", ".join(f"{count} {state}" for state, count in sorted(status.states.items()))
+    console.print(
+        f"{status.planned} blocks planned: {states or 'none recorded'}, {status.missing} missing"
+    )
+    console.print(f"{status.mapped_km2:,.1f} km² mapped, last block {status.last or 'none'}")
+    console.print(describe_slowest(Counter(status.seconds)))
+    for block, error in status.failures[:10]:
+        console.print(f"failed: {block}: {error}", markup=False)
+
+
+def summary_dict(summary: RunSummary, output: str) -> dict[str, Any]:
+    """Return a summary for scripts."""
+    return asdict(summary) | {"output": output, "exit_code": summary.exit_code}
+
+
+def status_dict(status: RunStatus) -> dict[str, Any]:
+    """Return a status for scripts."""
+    running = status.lease is not None and status.lease.is_alive
+    return asdict(status) | {"missing": status.missing, "running": running}
+
+
+def main() -> None:
+    """Run the command line; errors that a user can mend end in one sentence and exit code 2."""
+    logging.basicConfig(level=logging.ERROR)
+    try:
+        app()
+    except BigmapError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"bigmap: {error}", markup=False
+        )
+        sys.exit(USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()

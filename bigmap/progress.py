@@ -1,0 +1,103 @@
+"""Progress of a run: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from bigmap.ledger import BlockRecord
+from bigmap.planning import Plan
+
+LINE_EVERY_S = 15.0
+STATES = ("done", "empty", "degraded", "failed")
+
+
+class ProgressReporter:
+    """Shows blocks by state, km² per hour, time left and the slowest stage."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.states: Counter[str] = Counter()
+        self.seconds: Counter[str] = Counter()
+        self.mapped_km2 = 0.0
+        self.todo = 0
+        self.finished = 0
+        self.started = self.last_line = time.monotonic()
+        self.bar = Progress(TextColumn("blocks"), BarColumn(), MofNCompleteColumn())
+        self.task = self.bar.add_task("blocks", total=None)
+        self.live: Live | None = None
+
+    def start(self, plan: Plan, todo: int, recorded: Counter[str]) -> None:
+        """Tell that blocks are about to be sent."""
+        self.todo = todo
+        self.started = self.last_line = time.monotonic()
+        before = f" ({sum(recorded.values())} recorded before)" if recorded else ""
+        self.console.print(
+            f"{plan.recipe.name}: {todo} blocks to do{before}, "
+            f"{len(plan.catalogue.rows)} items, model {plan.model.spec.name}"
+        )
+        if self.console.is_terminal:
+            self.bar.update(self.task, total=todo)
+            self.live = Live(self._table(), console=self.console, refresh_per_second=4)
+            self.live.start()
+
+    def add(self, record: BlockRecord) -> None:
+        """Tell of one finished block."""
+        self.finished += 1
+        self.states[record.state] += 1
+        self.seconds.update(record.seconds)
+        self.mapped_km2 += record.mapped_km2
+        if record.error:
+            self.note(f"block {record.block} failed: {record.error}")
+        for dropped in record.dropped:
+            self.note(f"block {record.block} without date {dropped}")
+        if self.live is not None:
+            self.bar.update(self.task, completed=self.finished)
+            self.live.update(self._table())
+        elif time.monotonic() - self.last_line > LINE_EVERY_S or self.finished == self.todo:
+            self.last_line = time.monotonic()
+            self.console.print(f"{self.finished}/{self.todo} blocks: {self._line()}")
+
+    def note(self, message: str) -> None:
+        """Tell of something that is not a block."""
+        self.console.print(message, highlight=False, markup=False)
+
+    def finish(self) -> None:
+        """Tell that no more blocks will come."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def _table(self) -> Group:
+        return Group(self.bar, Text(self._line()))
+
+    def _line(self) -> str:
+        elapsed_s = max(time.monotonic() - self.started, 1e-6)
+        states = ", ".join(f"{self.states[s]} {s}" for s in STATES if self.states[s]) or "none yet"
+        left_s = (self.todo - self.finished) * elapsed_s / self.finished if self.finished else None
+        eta = f"{format_duration(left_s)} left" if left_s is not None else "time left unknown"
+        rate = self.mapped_km2 / elapsed_s * 3600
+        return f"{states}; {rate:,.0f} km²/h; {eta}; {describe_slowest(self.seconds)}"
+
+
+def describe_slowest(seconds: Counter[str]) -> str:
+    """Name the stage that took most of the blocks' time."""
+    if not seconds or not sum(seconds.values()):
+        return "no stage timed yet"
+    stage, spent = seconds.most_common(1)[0]
+    return f"slowest stage {stage} ({100 * spent / sum(seconds.values()):.0f} % of block time)"
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration for people: 45 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
