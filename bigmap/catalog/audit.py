@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from bigmap.items import ItemRow
 
@@ -30,6 +30,7 @@ HEADINGS: dict[Kind, str] = {
     "access": "places that need access settings",
 }
 _EXAMPLES = 5
+_MONTHS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,10 @@ class Audit:
         """Return the findings of one kind."""
         return tuple(finding for finding in self.findings if finding.kind == kind)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the audit as plain values that JSON can hold."""
+        return asdict(self)
+
     def lines(self) -> list[str]:
         """Describe the search in plain lines; contradictions are listed in full."""
         lines = [f"items found: {self.found}, kept: {self.kept}"]
@@ -68,7 +73,7 @@ class Audit:
             parts = ", ".join(f"{baseline}: {count}" for baseline, count in self.baselines)
             lines.append(f"mixed processing baselines ({parts})")
         if self.empty_months:
-            lines.append(f"no item in {', '.join(self.empty_months)}")
+            lines.append(f"no item in {_list_months(self.empty_months)}")
         counts = Counter(finding.kind for finding in self.findings)
         for kind, heading in HEADINGS.items():
             if not counts[kind]:
@@ -80,6 +85,11 @@ class Audit:
             if len(shown) < counts[kind]:
                 lines.append(f"  and {counts[kind] - len(shown)} more")
         return lines
+
+
+def _list_months(months: tuple[str, ...]) -> str:
+    shown = ", ".join(months[:_MONTHS])
+    return shown if len(months) <= _MONTHS else f"{shown} and {len(months) - _MONTHS} more months"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from bigmap.catalog.hrefs import clean_href, resolve_href
 from bigmap.catalog.projection import Bounds, footprint_of, is_metric, solar_day_of
 from bigmap.items import AssetRow, ItemRow
 from bigmap.radiometry import (
+    OFFSET_DN,
     Harmonise,
     OffsetEvidence,
     check_scaling,
@@ -32,6 +33,7 @@ Item = Mapping[str, Any]
 Transform = tuple[float, float, float, float, float, float]
 
 FLAG_NAMES = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
+DECIDED_SHIFT = "bigmap:dn_shift"
 _BASELINE_NAMES = ("s2:processing_baseline", "processing:version", "sentinel:processing_baseline")
 _PROCESSED_NAMES = ("s2:generation_time", "processing:datetime")
 _DATATAKE_NAMES = ("s2:datatake_id", "eopf:datatake_id")
@@ -281,6 +283,8 @@ def _decide_offset(
     item: Item, choices: Mapping[str, Choice], harmonise: Harmonise
 ) -> tuple[int, tuple[Finding, ...]]:
     properties = item["properties"]
+    if properties.get(DECIDED_SHIFT) in (0, OFFSET_DN):
+        return int(properties[DECIDED_SHIFT]), ()  # bigmap's own file: decided once before
     scalings = {name: scaling_of(choice.asset) for name, choice in choices.items()}
     for name, scaling in scalings.items():
         if wrong := check_scaling(*scaling):
@@ -298,7 +302,7 @@ def _decide_offset(
         harmonise,
     )
     if decision.dn_shift is None:
-        raise UnusableItemError("contradiction", f"{decision.reason}: left out")
+        raise UnusableItemError("contradiction", decision.reason)
     name = str(item["id"])
     if decision.contradiction:
         detail = f"{decision.reason}: dn_shift {decision.dn_shift} by harmonise: {harmonise}"

@@ -25,8 +25,9 @@ from bigmap.catalog.parsing import (
 )
 from bigmap.catalog.sources import RawItem, read_item_file, walk_catalog
 from bigmap.catalog.stac_api import search_api
-from bigmap.config import FilesSource, StacApiSource, StaticCatalogSource
+from bigmap.config import AccessConfig, FilesSource, StacApiSource, StaticCatalogSource
 from bigmap.errors import CatalogError
+from bigmap.items import ItemRow
 from bigmap.radiometry import parse_baseline
 
 Source = StacApiSource | FilesSource | StaticCatalogSource
@@ -38,6 +39,7 @@ DUPLICATE_OVERLAP = 0.5
 
 _READABLE_SCHEMES = frozenset(("http", "https", "s3", "gs", "az", "file"))
 _REQUESTER_PAYS = frozenset(("sentinel-s2-l1c", "sentinel-s2-l2a"))
+_CDSE_BUCKET = "eodata"
 _SHOWN_ITEMS = 3
 _MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 """What wrong kinds of values in an item raise, such as a text in place of a number."""
@@ -222,8 +224,19 @@ def _are_duplicates(a: Candidate, b: Candidate) -> bool:
         a.platform and b.platform and a.platform != b.platform
     ):
         return False
+    if not _bounds_meet(a.row, b.row):
+        return False
     smaller = min(a.footprint.area, b.footprint.area)
     return bool(a.footprint.intersection(b.footprint).area >= DUPLICATE_OVERLAP * smaller)
+
+
+def _bounds_meet(a: ItemRow, b: ItemRow) -> bool:
+    """Spare most pairs of small scenes of one tile the intersection of their footprints."""
+    if a.epsg != b.epsg:
+        return True
+    return max(a.bounds[0], b.bounds[0]) < min(a.bounds[2], b.bounds[2]) and max(
+        a.bounds[1], b.bounds[1]
+    ) < min(a.bounds[3], b.bounds[3])
 
 
 def _check_collections(selection: _Selection) -> None:
@@ -248,21 +261,30 @@ def _check_contradictions(selection: _Selection, source: Source) -> None:
 
 
 def _access_findings(kept: Iterable[Candidate], source: Source) -> list[Finding]:
-    """Name the buckets that cannot be read without settings, each once."""
-    buckets: Counter[str] = Counter()
+    """Name the places that cannot be read without settings, each once."""
+    places: Counter[str] = Counter()
     for candidate in kept:
-        hrefs = [asset.href for asset in candidate.row.assets.values()]
-        buckets.update({urlsplit(href).netloc for href in hrefs if href.startswith("s3://")})
-    findings = []
-    for bucket, count in sorted(buckets.items()):
-        wishes = []
-        if bucket in _REQUESTER_PAYS and not source.access.requester_pays:
-            wishes.append("is paid by the reader: set access.requester_pays")
-        if bucket == "eodata" and source.access.s3_endpoint is None:
-            wishes.append("needs access.s3_endpoint eodata.dataspace.copernicus.eu and a key")
-        detail = " and ".join(wishes) or "is read without storage fields, by the access settings"
-        findings.append(Finding("access", f"s3://{bucket}", f"{count} items; {detail}"))
-    return findings
+        hrefs = (asset.href for asset in candidate.row.assets.values())
+        places.update({"{0.scheme}://{0.netloc}".format(urlsplit(href)) for href in hrefs})
+    return [
+        Finding("access", place, f"{wish} ({count} items)")
+        for place, count in sorted(places.items())
+        if (wish := _wish_of(place, source.access))
+    ]
+
+
+def _wish_of(place: str, access: AccessConfig) -> str | None:
+    """Tell what a bucket or a host wants that the recipe does not give."""
+    if place.endswith(".blob.core.windows.net") and access.sign == "none":
+        return "wants signed hrefs: set source.access.sign to planetary-computer"
+    if not place.startswith("s3://"):
+        return None
+    bucket = urlsplit(place).netloc
+    if bucket in _REQUESTER_PAYS and not access.requester_pays:
+        return "is paid by the reader: set source.access.requester_pays, and credentials"
+    if bucket == _CDSE_BUCKET and access.s3_endpoint is None:
+        return "lies at Copernicus Data Space: set source.access.s3_endpoint, and credentials"
+    return "is read by source.access: its items may not say how"
 
 
 def _empty_months(source: Source, days: Iterable[dt.date]) -> tuple[str, ...]:

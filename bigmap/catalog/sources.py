@@ -109,7 +109,9 @@ def _read_parquet(path: str) -> Iterator[dict[str, Any]]:
             for batch in table.iter_batches(batch_size=_BATCH_ROWS):
                 for item in stac_table_to_items(pa.Table.from_batches([batch])):
                     yield without_nulls(item)
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
+    except FileNotFoundError as error:
+        raise CatalogError(f"{path} does not exist; correct source.files") from error
+    except (OSError, ImportError, pa.ArrowInvalid, KeyError) as error:
         raise CatalogError(
             f"{path} cannot be read as stac-geoparquet ({error}); correct source.files"
         ) from error

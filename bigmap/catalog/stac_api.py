@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Iterator
 from typing import Any
 
-import requests
 import shapely
+from pystac.errors import STACError
 from pystac_client import Client
+from pystac_client.errors import ClientTypeError
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
+from pystac_client.warnings import PystacClientWarning
+from requests.exceptions import ChunkedEncodingError
 from shapely.geometry.base import BaseGeometry
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 from urllib3.util.retry import Retry
@@ -31,8 +35,8 @@ _SIMPLIFY_DEG = 0.05
 _MOST_VERTICES = 200
 
 
-class NotJsonError(Exception):
-    """An API answered with something else, such as a proxy's page of HTML."""
+class BrokenAnswerError(Exception):
+    """An API's answer broke off, or is something else, such as a proxy's page of HTML."""
 
 
 class PatientStacIO(StacApiIO):
@@ -52,7 +56,7 @@ class PatientStacIO(StacApiIO):
             ),
         )
         self._attempts = Retrying(
-            retry=retry_if_exception_type(NotJsonError),
+            retry=retry_if_exception_type(BrokenAnswerError),
             stop=stop_after_attempt(retries + 1),
             wait=wait_exponential(multiplier=BACKOFF_S, max=BACKOFF_LIMIT_S),
             reraise=True,
@@ -65,7 +69,7 @@ class PatientStacIO(StacApiIO):
         headers: dict[str, str] | None = None,
         parameters: dict[str, Any] | None = None,
     ) -> str:
-        """Send a request; an answer that is no JSON object counts as a failed attempt."""
+        """Send a request; an answer that is no whole JSON object counts as failed."""
         return self._attempts(self._request_json, href, method, headers, parameters)
 
     def _request_json(
@@ -75,9 +79,17 @@ class PatientStacIO(StacApiIO):
         headers: dict[str, str] | None,
         parameters: dict[str, Any] | None,
     ) -> str:
-        text = super().request(href, method, headers, parameters)
-        if not text.lstrip().startswith("{"):
-            raise NotJsonError(href)
+        try:
+            text = super().request(href, method, headers, parameters)
+            answer = json.loads(text)
+        except APIError as error:
+            if isinstance(error.__context__, ChunkedEncodingError):
+                raise BrokenAnswerError(href) from error
+            raise
+        except ValueError as error:
+            raise BrokenAnswerError(href) from error
+        if not isinstance(answer, dict):
+            raise BrokenAnswerError(href)
         return text
 
 
@@ -110,12 +122,16 @@ def search_api(source: StacApiSource, geometry: BaseGeometry) -> Iterator[dict[s
             **_cloud_filter(client, source.max_cloud_percent),
         )
         yield from _items_of(search.pages_as_dicts(), source.url)
-    except NotJsonError as error:
+    except BrokenAnswerError as error:
         raise CatalogError(
-            f"{source.url} answers with something that is not JSON; check source.url, or try "
-            "again later"
+            f"{source.url} answers with something that is not JSON, or breaks off; check "
+            "source.url, or try again later"
         ) from error
-    except (APIError, requests.RequestException) as error:
+    except (ClientTypeError, PystacClientWarning, STACError, NotImplementedError) as error:
+        raise CatalogError(
+            f"{source.url} is not the root of a STAC API with item search; check source.url"
+        ) from error
+    except APIError as error:
         raise CatalogError(_describe(source.url, error)) from error
 
 
@@ -164,12 +180,12 @@ def _interval(start: dt.date, end: dt.date) -> str:
     return f"{start}T00:00:00Z/{end}T23:59:59Z"
 
 
-def _describe(url: str, error: Exception) -> str:
+def _describe(url: str, error: APIError) -> str:
     status = getattr(error, "status_code", None)
     if status is None:
         return (
-            f"{url} cannot be reached; check source.url and the network, or use source.kind "
-            "files or simulated"
+            f"{url} cannot be reached ({type(error.__context__).__name__}); check source.url and "
+            "the network, or set source.kind to files or simulated"
         )
     if status == 404:
         return f"{url} is not a STAC API (404); check source.url"

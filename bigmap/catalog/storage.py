@@ -7,7 +7,7 @@ import io
 import json
 import os
 import tempfile
-from dataclasses import asdict
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from stac_geoparquet.arrow import parse_stac_items_to_arrow, stac_table_to_items
 
 from bigmap.catalog.audit import Audit, Catalogue, Finding, order_of
 from bigmap.catalog.hrefs import clean_href, is_url
+from bigmap.catalog.parsing import DECIDED_SHIFT
 from bigmap.catalog.projection import footprint_of
 from bigmap.catalog.sources import without_nulls
 from bigmap.errors import CatalogError, OutputError
@@ -56,7 +57,7 @@ def save_items(catalogue: Catalogue, path: str) -> None:
         plain = Path(folder) / "items.parquet"
         to_parquet(reader, plain)
         table = pq.read_table(plain)
-    audit = json.dumps(asdict(catalogue.audit)).encode()
+    audit = json.dumps(catalogue.audit.to_dict()).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _AUDIT_KEY: audit})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
@@ -95,7 +96,7 @@ def to_item(row: ItemRow) -> dict[str, Any]:
         "datetime": _format_time(row.datetime),
         "proj:code": f"EPSG:{row.epsg}",
         "proj:bbox": list(row.bounds),
-        "bigmap:dn_shift": row.dn_shift,
+        DECIDED_SHIFT: row.dn_shift,
         "bigmap:solar_day": row.solar_day.isoformat(),
         "eo:cloud_cover": row.cloud_percent,
         "s2:processing_baseline": row.baseline,
@@ -134,7 +135,7 @@ def from_item(item: dict[str, Any]) -> ItemRow:
         solar_day=dt.date.fromisoformat(properties["bigmap:solar_day"]),
         epsg=int(properties["proj:code"].removeprefix("EPSG:")),
         bounds=(left, bottom, right, top),
-        dn_shift=int(properties["bigmap:dn_shift"]),
+        dn_shift=int(properties[DECIDED_SHIFT]),
         cloud_percent=properties.get("eo:cloud_cover"),
         baseline=properties.get("s2:processing_baseline"),
         mgrs_tile=properties.get("grid:code", "").removeprefix("MGRS-") or None,
@@ -171,12 +172,12 @@ def _write_atomically(path: str, content: bytes) -> None:
         return
     target = Path(path.removeprefix("file://"))
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".items-", delete=False) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        Path(file.name).replace(target)
-    except OSError:
-        Path(file.name).unlink(missing_ok=True)
-        raise
+        with partial.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
