@@ -16,7 +16,7 @@ _SECRETS = frozenset((
 _SECRET_PREFIXES = ("x-amz-", "x-goog-")
 
 
-def resolve_href(href: str, location: str | None, self_href: str | None) -> str:
+def resolve_href(href: str, location: str | None, *, self_href: str | None) -> str:
     """Resolve an href against the place that the item came from.
 
     A relative href is relative to the item's file. Where that file is a local copy without the

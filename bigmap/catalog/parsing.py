@@ -103,7 +103,9 @@ def parse_item(
     grids = {name: _grid_of(choice, properties) for name, choice in choices.items()}
     bounds = _bounds_of(grids.values())
     time = time_of(item)
-    dn_shift, findings = _decide_offset(item, {name: choices[name] for name in bands}, harmonise)
+    dn_shift, findings = _decide_offset(
+        item, {name: choices[name] for name in bands}, harmonise=harmonise
+    )
     self_href = next(
         (link.get("href") for link in item.get("links") or () if link.get("rel") == "self"), None
     )
@@ -120,7 +122,7 @@ def parse_item(
         mgrs_tile=_tile_of(item),
         assets={
             name: AssetRow(
-                clean_href(resolve_href(str(choice.asset["href"]), location, self_href)),
+                clean_href(resolve_href(str(choice.asset["href"]), location, self_href=self_href)),
                 *grids[name],
             )
             for name, choice in choices.items()
@@ -224,9 +226,8 @@ def _grid_of(choice: Choice, properties: Mapping[str, Any]) -> tuple[tuple[int, 
     )
     affine = _affine_of(transform) if transform else None
     if bbox and (affine is None or not shape):
-        affine, shape = _fill_grid(
-            _flat_bbox(bbox), affine, shape, pixel_m=pixel_size_of(choice.key, choice.asset)
-        )
+        pixel_m = pixel_size_of(choice.key, choice.asset)
+        affine, shape = _fill_grid(_flat_bbox(bbox), affine=affine, shape=shape, pixel_m=pixel_m)
     if affine is None or not shape:
         raise UnusableItemError(
             "unusable", f"asset {choice.key} has no proj:transform with proj:shape, nor proj:bbox"
@@ -235,7 +236,7 @@ def _grid_of(choice: Choice, properties: Mapping[str, Any]) -> tuple[tuple[int, 
 
 
 def _fill_grid(
-    bounds: Bounds, affine: Transform | None, shape: Sequence[int] | None, *, pixel_m: float
+    bounds: Bounds, *, affine: Transform | None, shape: Sequence[int] | None, pixel_m: float
 ) -> tuple[Transform | None, Sequence[int] | None]:
     left, bottom, right, top = bounds
     if affine is not None:
@@ -280,7 +281,7 @@ def _bounds_of(
 
 
 def _decide_offset(
-    item: Item, choices: Mapping[str, Choice], harmonise: Harmonise
+    item: Item, choices: Mapping[str, Choice], *, harmonise: Harmonise
 ) -> tuple[int, tuple[Finding, ...]]:
     properties = item["properties"]
     if properties.get(DECIDED_SHIFT) in (0, OFFSET_DN):

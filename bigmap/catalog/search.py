@@ -47,13 +47,67 @@ _MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 @dataclass
 class _Selection:
-    """What a search has gathered so far."""
+    """What a search wants, and what it has gathered so far."""
 
+    source: Source
+    bands: tuple[str, ...]
+    mask_asset: str | None
+    area: BaseGeometry
     found: int = 0
     candidates: list[Candidate] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     elsewhere: Counter[str] = field(default_factory=Counter)
     collections: Counter[str] = field(default_factory=Counter)
+
+    def add(self, item: Item, location: str | None) -> None:
+        """Check one item and keep it slim, or note why it is left out."""
+        self.found += 1
+        name = str(item.get("id"))
+        try:
+            self._add(item, location)
+        except UnusableItemError as error:
+            self.findings.append(Finding(error.kind, name, error.detail))
+        except _MALFORMED as error:
+            detail = f"malformed ({type(error).__name__}: {error})"
+            self.findings.append(Finding("unusable", name, detail))
+
+    def _add(self, item: Item, location: str | None) -> None:
+        """Check an item against the recipe, whatever its source has checked before."""
+        collection = str(item.get("collection") or "")
+        footprint = stated_footprint_of(item)
+        if reason := self._place_elsewhere(item, footprint):
+            self.elsewhere[reason] += 1
+            return
+        name, cloud = str(item["id"]), cloud_percent_of(item)
+        if cloud is not None and cloud > self.source.max_cloud_percent:
+            self.findings.append(Finding("too-cloudy", name, f"{cloud:.1f} %"))
+            return
+        candidate = parse_item(
+            item,
+            location=location,
+            bands=self.bands,
+            mask_asset=self.mask_asset,
+            harmonise=self.source.harmonise,
+            footprint=footprint,
+        )
+        if footprint is None and not self.area.intersects(candidate.footprint):
+            self.elsewhere["the area"] += 1
+            return
+        _check_schemes(candidate)
+        if cloud is None and self.source.max_cloud_percent < 100:
+            self.findings.append(Finding("unknown-cloud", name, "no eo:cloud_cover"))
+        self.collections[collection] += 1
+        self.candidates.append(candidate)
+
+    def _place_elsewhere(self, item: Item, footprint: BaseGeometry | None) -> str | None:
+        wanted = self.source.collection
+        if wanted is not None and item.get("collection") != wanted:
+            return f"the collection {wanted}"
+        if not self.source.start <= time_of(item).date() <= self.source.end:
+            return "the dates"
+        if footprint is not None and not self.area.intersects(footprint):
+            return "the area"
+        return None
 
 
 def find_items(
@@ -87,20 +141,12 @@ def find_items(
         If the source cannot be read, nothing is left, several collections are mixed, or
         ``harmonise: refuse`` meets an item that contradicts itself.
     """
-    bands = tuple(bands)
-    selection = _Selection()
     shapely.prepare(geometry_lonlat)
+    selection = _Selection(source, tuple(bands), mask_asset, geometry_lonlat)
     for item, location in _read(source, geometry_lonlat):
-        selection.found += 1
-        try:
-            _add(selection, item, location, source, bands, mask_asset, geometry_lonlat)
-        except UnusableItemError as error:
-            selection.findings.append(Finding(error.kind, str(item.get("id")), error.detail))
-        except _MALFORMED as error:
-            detail = f"malformed ({type(error).__name__}: {error})"
-            selection.findings.append(Finding("unusable", str(item.get("id")), detail))
+        selection.add(item, location)
     _check_collections(selection)
-    _check_contradictions(selection, source)
+    _check_contradictions(selection)
     kept, duplicates = drop_duplicates(selection.candidates)
     rows = sorted((candidate.row for candidate in kept), key=order_of)
     findings = [*selection.findings, *duplicates]
@@ -129,49 +175,10 @@ def _read(source: Source, geometry: BaseGeometry) -> Iterator[RawItem]:
         yield from read(path)
 
 
-def _add(
-    selection: _Selection,
-    item: Item,
-    location: str | None,
-    source: Source,
-    bands: tuple[str, ...],
-    mask_asset: str | None,
-    geometry: BaseGeometry,
-) -> None:
-    """Check an item against the recipe, whatever its source has checked before."""
-    name, collection = str(item["id"]), str(item.get("collection") or "")
-    if source.collection is not None and collection != source.collection:
-        selection.elsewhere[f"the collection {source.collection}"] += 1
-        return
-    if not source.start <= time_of(item).date() <= source.end:
-        selection.elsewhere["the dates"] += 1
-        return
-    footprint = stated_footprint_of(item)
-    if footprint is not None and not geometry.intersects(footprint):
-        selection.elsewhere["the area"] += 1
-        return
-    cloud = cloud_percent_of(item)
-    if cloud is not None and cloud > source.max_cloud_percent:
-        selection.findings.append(Finding("too-cloudy", name, f"{cloud:.1f} %"))
-        return
-    candidate = parse_item(
-        item,
-        location=location,
-        bands=bands,
-        mask_asset=mask_asset,
-        harmonise=source.harmonise,
-        footprint=footprint,
-    )
-    if footprint is None and not geometry.intersects(candidate.footprint):
-        selection.elsewhere["the area"] += 1
-        return
+def _check_schemes(candidate: Candidate) -> None:
     for asset in candidate.row.assets.values():
         if is_url(asset.href) and urlsplit(asset.href).scheme not in _READABLE_SCHEMES:
             raise UnusableItemError("unusable", f"{asset.href} has a scheme that cannot be read")
-    if cloud is None and source.max_cloud_percent < 100:
-        selection.findings.append(Finding("unknown-cloud", name, "no eo:cloud_cover"))
-    selection.collections[collection] += 1
-    selection.candidates.append(candidate)
 
 
 def drop_duplicates(
@@ -248,8 +255,8 @@ def _check_collections(selection: _Selection) -> None:
         )
 
 
-def _check_contradictions(selection: _Selection, source: Source) -> None:
-    if source.harmonise != "refuse":
+def _check_contradictions(selection: _Selection) -> None:
+    if selection.source.harmonise != "refuse":
         return
     found = [finding for finding in selection.findings if finding.kind == "contradiction"]
     if found:

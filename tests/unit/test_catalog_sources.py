@@ -42,13 +42,13 @@ def real_item(shared_data):
     ],
 )
 def test_hrefs_are_resolved(href, location, self_href, expected):
-    assert resolve_href(href, location, self_href) == expected
+    assert resolve_href(href, location, self_href=self_href) == expected
 
 
 def test_a_file_beside_its_item_counts_before_the_self_link(tmp_path):
     (tmp_path / "x.tif").touch()
     location = str(tmp_path / "item.json")
-    resolved = resolve_href("x.tif", location, "https://a.example/c/item.json")
+    resolved = resolve_href("x.tif", location, self_href="https://a.example/c/item.json")
     assert resolved == str(tmp_path / "x.tif")
 
 
