@@ -102,16 +102,20 @@ def to_item(row: ItemRow) -> dict[str, Any]:
         "s2:processing_baseline": row.baseline,
         "grid:code": f"MGRS-{row.mgrs_tile}" if row.mgrs_tile else None,
     }
+    # An item that names its collection must link to it, wherever that may be (STAC 1.1, item).
+    membership: dict[str, Any] = {"links": []}
+    if row.collection:
+        link = {"rel": "collection", "href": f"./{row.collection}.json"}
+        membership = {"collection": row.collection, "links": [link]}
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
         "stac_extensions": list(_EXTENSIONS),
         "id": row.id,
-        "collection": row.collection,
+        **membership,
         "geometry": shapely.geometry.mapping(footprint),
         "bbox": list(footprint.bounds),
         "properties": without_nulls(properties),
-        "links": [],
         "assets": {
             name: {
                 "href": clean_href(asset.href),
@@ -130,7 +134,7 @@ def from_item(item: dict[str, Any]) -> ItemRow:
     left, bottom, right, top = (float(value) for value in properties["proj:bbox"])
     return ItemRow(
         id=item["id"],
-        collection=item["collection"],
+        collection=item.get("collection", ""),
         datetime=dt.datetime.fromisoformat(properties["datetime"]),
         solar_day=dt.date.fromisoformat(properties["bigmap:solar_day"]),
         epsg=int(properties["proj:code"].removeprefix("EPSG:")),
