@@ -15,7 +15,7 @@ from pyproj.exceptions import CRSError
 from shapely.errors import ShapelyError
 from shapely.geometry.base import BaseGeometry
 
-from bigmap.catalog.assets import Choice, choose_assets, pixel_size_of, scaling_of
+from bigmap.catalog.assets import Asset, Choice, choose_assets, pixel_size_of, scaling_of
 from bigmap.catalog.audit import Finding, Kind
 from bigmap.catalog.hrefs import clean_href, resolve_href
 from bigmap.catalog.projection import Bounds, footprint_of, is_metric, solar_day_of
@@ -106,9 +106,6 @@ def parse_item(
     dn_shift, findings = _decide_offset(
         item, {name: choices[name] for name in bands}, harmonise=harmonise
     )
-    self_href = next(
-        (link.get("href") for link in item.get("links") or () if link.get("rel") == "self"), None
-    )
     row = ItemRow(
         id=str(item["id"]),
         collection=str(item.get("collection") or ""),
@@ -121,10 +118,7 @@ def parse_item(
         baseline=_baseline_of(item),
         mgrs_tile=_tile_of(item),
         assets={
-            name: AssetRow(
-                clean_href(resolve_href(str(choice.asset["href"]), location, self_href=self_href)),
-                *grids[name],
-            )
+            name: AssetRow(_href_of(choice.asset, item, location), *grids[name])
             for name, choice in choices.items()
         },
     )
@@ -176,6 +170,12 @@ def stated_footprint_of(item: Item) -> BaseGeometry | None:
         if not east - west <= 180:
             return None
     return None if geometry.is_empty else geometry
+
+
+def _href_of(asset: Asset, item: Item, location: str | None) -> str:
+    links = item.get("links") or ()
+    self_href = next((link.get("href") for link in links if link.get("rel") == "self"), None)
+    return clean_href(resolve_href(str(asset["href"]), location, self_href=self_href))
 
 
 def _require_assets(
