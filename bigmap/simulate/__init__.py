@@ -1,13 +1,39 @@
-"""A virtual Sentinel-2 world: scenes, items and truth for any area, from a seed."""
+"""A virtual Sentinel-2 world: scenes, items and truth for any area, from a seed.
 
-from bigmap.simulate.scenes import SceneRequest, list_request_parts, write_part, write_scenes
+Everything is a function of the seed and the place; nothing is stored but a cache of files.
+``docs/simulation.md`` says what the world holds, how it compares with real scenes and what it
+leaves out.
+"""
+
+from bigmap.simulate.catalogs import write_geoparquet, write_static_catalog
+from bigmap.simulate.files import trim_cache
+from bigmap.simulate.flavours import FLAVOURS
+from bigmap.simulate.images import render_reflectance, render_second_sensor
+from bigmap.simulate.scenes import (
+    SceneRequest,
+    list_request_parts,
+    write_items,
+    write_part,
+    write_scenes,
+)
 from bigmap.simulate.truth import LAYERS, render_truth
+from bigmap.simulate.truth_files import write_true_image, write_truth, write_truth_polygons
 
 __all__ = [
+    "FLAVOURS",
     "LAYERS",
     "SceneRequest",
     "list_request_parts",
+    "render_reflectance",
+    "render_second_sensor",
     "render_truth",
+    "trim_cache",
+    "write_geoparquet",
+    "write_items",
     "write_part",
     "write_scenes",
+    "write_static_catalog",
+    "write_true_image",
+    "write_truth",
+    "write_truth_polygons",
 ]

@@ -10,6 +10,7 @@ import shapely
 from pyproj import Transformer
 
 from bigmap.simulate.acquisitions import Datatake
+from bigmap.simulate.flavours import OFFSET_START, baseline_of
 from bigmap.simulate.sensor import MSI
 from bigmap.simulate.tiles import Part
 
@@ -64,7 +65,8 @@ def describe_item(
     moment = datatake.time_at(sum(latitudes) / len(latitudes))
     made = moment + dt.timedelta(hours=5)
     catalogued = _format(made + dt.timedelta(hours=5))
-    baseline = "05.10" if moment.year >= 2023 else "04.00"
+    baseline = baseline_of(moment.date())
+    is_shifted = moment.date() >= OFFSET_START
     properties: dict[str, Any] = {
         "created": catalogued,
         "updated": catalogued,
@@ -89,7 +91,7 @@ def describe_item(
         "s2:datatake_type": "INS-NOBS",
         "s2:sequence": "0",
         "sat:relative_orbit": datatake.relative_orbit,
-        "earthsearch:boa_offset_applied": True,
+        "earthsearch:boa_offset_applied": is_shifted,
         "processing:software": {"bigmap.simulate": "1"},
     }
     return {
@@ -104,7 +106,10 @@ def describe_item(
         "bbox": [min(longitudes), min(latitudes), max(longitudes), max(latitudes)],
         "properties": properties,
         "links": [],
-        "assets": {name: _describe_asset(part, name) for name in (*MSI, "scl")},
+        "assets": {
+            name: _describe_asset(part, name, offset=-0.1 if is_shifted else 0)
+            for name in (*MSI, "scl")
+        },
     }
 
 
@@ -113,7 +118,7 @@ def name_file(asset: str) -> str:
     return "SCL.tif" if asset == "scl" else f"{MSI[asset].code}.tif"
 
 
-def _describe_asset(part: Part, name: str) -> dict[str, Any]:
+def _describe_asset(part: Part, name: str, *, offset: float) -> dict[str, Any]:
     left, bottom, _, top = part.bounds
     gsd = 20 if name == "scl" else MSI[name].gsd_m
     size = round((top - bottom) / gsd)
@@ -135,7 +140,8 @@ def _describe_asset(part: Part, name: str) -> dict[str, Any]:
         ]
         asset["roles"] = ["data", "reflectance"]
         # As in the real catalogue, the offset stands here although it has been applied.
-        radiometry = {"data_type": "uint16", "bits_per_sample": 15, "scale": 1e-4, "offset": -0.1}
+        radiometry = {"data_type": "uint16", "bits_per_sample": 15, "scale": 1e-4}
+        radiometry["offset"] = offset
     asset["gsd"] = gsd
     asset["proj:shape"] = [size, size]
     asset["proj:transform"] = [gsd, 0, left, 0, -gsd, top]

@@ -164,9 +164,7 @@ def _number_units(seed: int, blocks: Cells, parcel: I64, cover: U8) -> tuple[I64
     fixed = np.where(is_parcel, 0, (keys - n_parcels) % _NATURE)
     bits: U64 = hash_ints(derive_seed(seed, "units"), blocks.bits.view(np.int64)[cell], part)
     place = blocks.site_x[cell], blocks.site_y[cell]
-    return number[key].astype(np.int64), draw_units(
-        derive_seed(seed, "crops"), bits, fixed.astype(np.uint8), place
-    )
+    return number[key].astype(np.int64), draw_units(seed, bits, fixed.astype(np.uint8), place)
 
 
 def _plant_rows(texture: F32, u: F32, unit: I64, units: Units) -> None:

@@ -14,6 +14,7 @@ from bigmap.simulate.classification import Scene, classify_scene
 from bigmap.simulate.covers import Cover
 from bigmap.simulate.landscape import Landscape
 from bigmap.simulate.noise import F32, F64, derive_seed, hash_ints, to_normal
+from bigmap.simulate.painting import paint_ground
 from bigmap.simulate.patch import Patch, average_nodes, refine
 from bigmap.simulate.sensor import MSI, Band, Optics, box_mean, draw_noise
 from bigmap.simulate.spectra import ENDMEMBERS, mix_spectra
@@ -106,12 +107,7 @@ class Observation:
 
     def paint(self, name: str) -> F32:
         """Return the reflectance of the ground, float32 (y, x) at 2.5 m with the margin."""
-        mean, slope = self._spectra
-        index = BANDS.index(name)
-        ground = np.take(np.ascontiguousarray(slope[:, index]), self.landscape.unit)
-        ground *= self.landscape.texture
-        ground += np.take(np.ascontiguousarray(mean[:, index]), self.landscape.unit)
-        return np.asarray(np.maximum(ground, np.float32(0.001), out=ground))
+        return paint_ground(self.landscape, self._spectra, {name: 1.0})
 
     def _see_ground(self, name: str) -> F32:
         band = MSI[name]

@@ -32,21 +32,23 @@ class Relief:
     stream_m: F64
     """Distance to the middle of the nearest stream."""
     wetness: F64
+    humidity: F64
 
     def draw_nature(self, cells: Cells) -> U8:
         """Return woods, shrubs, heath, rock and snow, 0 elsewhere; uint8 (y, x) at 2.5 m."""
         woods = _refine(self.woods)
         height = _refine(self.elevation_m)
+        humidity = _refine(self.humidity)
         chance = to_uniform(cells.bits, draw=11)
         # Stands are as large as farm blocks; conifers take over with height.
         conifer = chance[cells.owner] < np.clip(0.3 + height / 2500, 0, 0.9)
         dry = to_uniform(cells.bits, draw=12)[cells.owner] < 0.6
         cover = np.zeros(woods.shape, dtype=np.uint8)
-        fringe = (woods > -0.12) & (height > 300)
+        fringe = (woods > -0.12) & (height > 300) & (humidity < 0.6)
         cover[fringe] = np.where(height > 1200, Cover.HEATH, Cover.SHRUB)[fringe]
         forest = woods > 0
         cover[forest] = np.where(conifer, Cover.CONIFER, Cover.BROADLEAF)[forest]
-        maquis = forest & dry & (woods < 0.5) & (height > 250) & (height < 900)
+        maquis = forest & dry & (humidity < 0.5) & (woods < 0.5) & (height > 250) & (height < 900)
         cover[maquis] = Cover.SHRUB
         high = height + 150 * woods > TREELINE_M
         cover[high] = np.where(woods > -0.4, Cover.HEATH, Cover.PASTURE)[high]
@@ -70,6 +72,16 @@ class Relief:
         return cover
 
 
+def sample_humidity(seed: int, x: F64, y: F64) -> F64:
+    """Return the climate of places: 0 in the dry south, 1 in the humid north.
+
+    The gradient is Europe's between Valencia and Munich, on the world plane, with regions; it
+    is an assumption that decides how much wood, grass and bare soil there is.
+    """
+    regions = 0.12 * sample_noise(derive_seed(seed, "climate"), x, y, wavelength_m=70_000)
+    return np.asarray(np.clip(0.5 + (y - 2.33e6) / 7e5 + regions, 0, 1))
+
+
 def shape_relief(seed: int, x: F64, y: F64) -> Relief:
     """Evaluate the relief and what follows from it.
 
@@ -89,11 +101,13 @@ def shape_relief(seed: int, x: F64, y: F64) -> Relief:
     hills = sample("hills", 7_000, 7)
     elevation = 200 + 60 * region + hills * (25 + 420 * mountain) + 2300 * mountain**1.3
     wetness = np.clip(0.5 + 0.35 * sample("wetness", 9_000, 2), 0, 1)
+    humidity = sample_humidity(seed, x, y)
     bend = (
         14 * sample_noise(derive_seed(seed, "bend-x"), x, y, wavelength_m=420),
         14 * sample_noise(derive_seed(seed, "bend-y"), x, y, wavelength_m=420),
     )
-    woods = sample("woods", 2_600, 6, 0.6) - 0.95 + 1.6 * np.minimum(mountain * 2.5, 1)
+    woods = sample("woods", 2_600, 6, 0.6) - 1.05 + 1.6 * np.minimum(mountain * 2.5, 1)
+    woods += 0.75 * humidity
     return Relief(
         elevation_m=np.maximum(elevation, 2.0),
         bend=bend,
@@ -101,6 +115,7 @@ def shape_relief(seed: int, x: F64, y: F64) -> Relief:
         river_m=_measure_water(seed, x, y, wetness),
         stream_m=_measure_contour(derive_seed(seed, "stream"), x, y, wavelength_m=2_800),
         wetness=wetness,
+        humidity=humidity,
     )
 
 

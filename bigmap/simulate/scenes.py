@@ -12,8 +12,7 @@ import datetime as dt
 import hashlib
 import json
 import os
-import uuid
-from collections.abc import Iterable
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +21,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
+import shapely
 from affine import Affine
 
 from bigmap.errors import OutputError, PlanError
 from bigmap.simulate.acquisitions import Datatake, list_datatakes
+from bigmap.simulate.files import mark_used, replace_file, trim_cache, write_cog
+from bigmap.simulate.flavours import FLAVOURS, has_offset, restyle_item
 from bigmap.simulate.items import describe_item, name_file, name_item
-from bigmap.simulate.landscape import build_landscape
+from bigmap.simulate.landscape import Landscape, build_landscape
 from bigmap.simulate.observation import MARGIN_M, Observation, start_observation
 from bigmap.simulate.patch import NODE_M, Patch
 from bigmap.simulate.sensor import MSI
 from bigmap.simulate.tiles import PART_M, Part, list_parts
 
-VERSION = 1
+VERSION = 2
 """Of the world: part of every path, so that a changed world never mixes with an older one."""
 
 SCL_FIELDS = {
@@ -41,7 +43,12 @@ SCL_FIELDS = {
     "vegetation": 4, "not_vegetated": 5, "water": 6, "unclassified": 7,
     "medium_proba_clouds": 8, "high_proba_clouds": 9, "thin_cirrus": 10, "snow_ice": 11,
 }  # fmt: skip
-_COG_TILE_PX = 1024
+
+
+_BYTES_PER_PIXEL = 1.7
+"""Of a compressed band, at most (measured: 1.45)."""
+_BYTES_PER_SCENE = 40_000
+"""Of the scene classification and the item."""
 
 
 @dataclass(frozen=True)
@@ -60,49 +67,63 @@ class SceneRequest:
     """Common names; the scene classification always comes with them."""
     seed: int
     """Seed of the world, 0 or more."""
+    flavour: str = "earth-search"
+    """Catalogue whose ways the items follow, of :data:`bigmap.simulate.flavours.FLAVOURS`."""
 
 
-def write_scenes(request: SceneRequest, cache: Path) -> Path:
+def write_scenes(request: SceneRequest, cache: Path, *, max_bytes: int | None = None) -> Path:
     """Write the scenes of a request that the cache lacks, and the list of its items.
 
     Parameters
     ----------
     cache
         Folder, created if need be. Several processes may use it at once.
+    max_bytes
+        Limit of the cache: scenes that were not used for the longest time are removed, except
+        those of this request and those used in the last hours.
 
     Returns
     -------
     pathlib.Path
-        A STAC ItemCollection (JSON) like Earth Search's answer, with hrefs relative to itself.
-        DN = 10,000 x reflectance: the offset of baseline 04.00 has been applied.
+        A STAC ItemCollection (JSON) like the answer of a catalogue, with hrefs relative to
+        itself. By default DN = 10,000 x reflectance, as in Earth Search.
 
     Raises
     ------
     PlanError
-        If a band, the days or the bounds are impossible, or nothing was acquired.
+        If a band, the days, the flavour or the bounds are impossible, if nothing was acquired,
+        or if the request alone exceeds the limit.
     OutputError
         If the cache cannot be written.
     """
     parts = list_request_parts(request)
+    if max_bytes is not None:
+        _check_size(request, parts, max_bytes)
     try:
         with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-            written = pool.map(lambda part: write_part(request, part, cache), parts)
-            items = [item for items in written for item in items]
-        if not items:
-            raise PlanError(
-                f"no simulated datatake from {request.start} to {request.end} sees the area; "
-                "give at least five days"
-            )
-        return _write_collection(request, cache, items)
+            written = list(pool.map(lambda part: write_part(request, part, cache), parts))
+        file = write_items(request, cache, [item for items in written for item in items])
+        if max_bytes is not None:
+            keep = {cache / folder for part in parts for _, folder in _plan_part(request, part)}
+            trim_cache(cache, max_bytes=max_bytes, keep=keep)
     except (OSError, rasterio.errors.RasterioIOError) as error:
         raise OutputError(f"{cache}: simulated scenes cannot be written ({error})") from error
+    return file
 
 
 def list_request_parts(request: SceneRequest) -> list[Part]:
-    """Check a request and list the parts of tiles that it needs; see :func:`write_part`."""
+    """Check a request and list the parts of tiles that it needs; see :func:`write_part`.
+
+    Raises
+    ------
+    PlanError
+        As :func:`write_scenes`.
+    """
     unknown = [band for band in request.bands if band not in MSI]
     if unknown:
         raise PlanError(f"{unknown[0]} is no band of L2A; choose from {', '.join(MSI)}")
+    if request.flavour not in FLAVOURS:
+        raise PlanError(f"flavour {request.flavour!r} is unknown; choose from {FLAVOURS}")
     if request.end < request.start:
         raise PlanError(f"end {request.end} is before start {request.start}")
     if request.seed < 0:
@@ -116,26 +137,66 @@ def write_part(request: SceneRequest, part: Part, cache: Path) -> list[dict[str,
     Returns
     -------
     list of dict
-        The part's items in the order of time, with hrefs relative to ``cache``.
+        The part's items in the order of time, for :func:`write_items`.
     """
-    patch = _patch_of(part)
-    # Swath edges are nearly straight, so the corners of a part stand for all of it.
-    longitude, latitude = (nodes[:: len(nodes) - 1, :: len(nodes) - 1] for nodes in patch.lonlat)
-    datatakes = list_datatakes(request.seed, longitude, latitude, request.start, request.end)
     assets = (*dict.fromkeys(request.bands), "scl")
-    folders = [_folder(request.seed, part, datatake) for datatake in datatakes]
-    missing = [
-        (datatake, folder)
-        for datatake, folder in zip(datatakes, folders, strict=True)
-        if any(not (cache / folder / name_file(name)).exists() for name in assets)
-        or not (cache / folder / "item.json").exists()
-    ]
-    if missing:
-        landscape = build_landscape(request.seed, patch.grow(MARGIN_M))
-        for datatake, folder in missing:
+    landscape: Landscape | None = None
+    items = []
+    for datatake, folder in _plan_part(request, part):
+        names = {asset: _name_file(asset, request.flavour, datatake) for asset in assets}
+        files = [cache / folder / name for name in (*names.values(), "item.json")]
+        if not all(file.exists() for file in files):
+            if landscape is None:
+                landscape = build_landscape(request.seed, _patch_of(part).grow(MARGIN_M))
             observation = start_observation(datatake, landscape)
-            _write_observation(observation, part, cache / folder, assets)
-    return [_load_item(cache, folder, assets) for folder in folders]
+            _write_observation(observation, part, cache / folder, names)
+        items.append(_load_item(cache, folder, names, request.flavour))
+    return items
+
+
+def write_items(request: SceneRequest, cache: Path, items: list[dict[str, Any]]) -> Path:
+    """Write the ItemCollection of a request from the items of all its parts.
+
+    Raises
+    ------
+    PlanError
+        If there are none.
+    """
+    if not items:
+        raise PlanError(
+            f"no simulated datatake from {request.start} to {request.end} sees the area; "
+            "give at least five days"
+        )
+    features = sorted(items, key=lambda item: (item["properties"]["datetime"], item["id"]))
+    content = json.dumps({"type": "FeatureCollection", "features": features}).encode()
+    name = hashlib.blake2b(repr((VERSION, request)).encode(), digest_size=8).hexdigest()
+    file = cache / "requests" / f"{name}.json"
+    if not file.exists() or file.read_bytes() != content:
+        replace_file(file, content)
+    return file
+
+
+def _check_size(request: SceneRequest, parts: list[Part], max_bytes: int) -> None:
+    """Refuse a request whose scenes would not fit into the cache, before any is written."""
+    scenes = sum(len(_plan_part(request, part)) for part in parts)
+    pixels = sum((PART_M // MSI[band].gsd_m) ** 2 for band in request.bands)
+    needed = scenes * (pixels * _BYTES_PER_PIXEL + _BYTES_PER_SCENE)
+    if needed > max_bytes:
+        raise PlanError(
+            f"the simulated scenes need about {needed / 1e9:.1f} GB and the cache may hold "
+            f"{max_bytes / 1e9:.1f} GB; ask for a smaller area or fewer days, or raise the limit"
+        )
+
+
+def _plan_part(request: SceneRequest, part: Part) -> list[tuple[Datatake, Path]]:
+    """List a part's datatakes and the folders of their files, relative to the cache."""
+    # Swath edges are nearly straight, so the corners of a part stand for all of it.
+    ends = PART_M // NODE_M
+    longitude, latitude = (nodes[::ends, ::ends] for nodes in _patch_of(part).lonlat)
+    datatakes = list_datatakes(request.seed, longitude, latitude, request.start, request.end)
+    root = Path(f"world-{VERSION}", f"seed-{request.seed}", part.tile.name)
+    place = root / f"{part.row:02d}{part.column:02d}"
+    return [(datatake, place / name_item(part, datatake)) for datatake in datatakes]
 
 
 def _patch_of(part: Part) -> Patch:
@@ -144,43 +205,50 @@ def _patch_of(part: Part) -> Patch:
     return Patch(f"EPSG:{part.tile.epsg}", int(left), int(top), side, side)
 
 
-def _folder(seed: int, part: Part, datatake: Datatake) -> Path:
-    root = Path(f"world-{VERSION}", f"seed-{seed}", part.tile.name)
-    return root / f"{part.row:02d}{part.column:02d}" / name_item(part, datatake)
+def _name_file(asset: str, flavour: str, datatake: Datatake) -> str:
+    """Return the file of an asset: that with the offset in it, where the flavour has one."""
+    name = name_file(asset)
+    is_shifted = asset != "scl" and has_offset(flavour, datatake.node.date())
+    return f"offset/{name}" if is_shifted else name
 
 
 def _write_observation(
-    observation: Observation, part: Part, folder: Path, assets: Iterable[str]
+    observation: Observation, part: Part, folder: Path, names: Mapping[str, str]
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    epsg = part.tile.epsg
     scl: npt.NDArray[np.uint8] | None = None
-    for name in assets:
-        file = folder / name_file(name)
+    for asset, name in names.items():
+        file = folder / name
         if file.exists():
             continue
-        if name == "scl":
+        if asset == "scl":
             scl = observation.classify()
-            write_cog(file, scl, _transform(part, 20), part.tile.epsg)
+            write_cog(file, scl, _transform(part, 20), epsg)
         else:
-            numbers = quantise(observation.observe_band(name))
-            write_cog(file, numbers, _transform(part, MSI[name].gsd_m), part.tile.epsg)
+            shift = 1000 if name.startswith("offset/") else 0
+            numbers = quantise(observation.observe_band(asset), shift=shift)
+            write_cog(file, numbers, _transform(part, MSI[asset].gsd_m), epsg)
     if not (folder / "item.json").exists():
         scl = observation.classify() if scl is None else scl
-        left, bottom, right, top = part.bounds
-        ring = [(left, bottom), (right, bottom), (right, top), (left, top)]
         item = describe_item(
             part,
             observation.datatake,
             sun=_mean_sun(observation),
             percentages=_count(scl),
-            footprint=ring,
+            footprint=_outline(part, scl),
         )
-        _replace(folder / "item.json", json.dumps(item).encode())
+        replace_file(folder / "item.json", json.dumps(item).encode())
 
 
-def quantise(reflectance: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Turn reflectance into digital numbers, 1 to 65535; 0 where it is NaN."""
-    numbers = np.clip(np.rint(reflectance * 10_000), 1, 65_535)
+def quantise(reflectance: npt.NDArray[np.float32], *, shift: int = 0) -> npt.NDArray[np.uint16]:
+    """Turn reflectance into digital numbers, 1 to 65535; 0 where it is NaN.
+
+    Parameters
+    ----------
+    shift
+        Added to 10,000 x reflectance: 0, or 1,000 for files of baseline 04.00 and later.
+    """
+    numbers = np.clip(np.rint(reflectance * 10_000) + shift, 1, 65_535)
     return np.asarray(np.nan_to_num(numbers, nan=0).astype(np.uint16))
 
 
@@ -199,65 +267,30 @@ def _count(scl: npt.NDArray[np.uint8]) -> dict[str, float]:
     }
 
 
+def _outline(part: Part, scl: npt.NDArray[np.uint8]) -> list[tuple[float, float]]:
+    """Return the convex hull of the valid pixels as a ring in the part's CRS."""
+    rows, columns = np.nonzero(scl)
+    if not len(rows):
+        rows, columns = np.array([0, 0, scl.shape[0] - 1]), np.array([0, scl.shape[1] - 1, 0])
+    corners = np.concatenate(
+        [np.column_stack([columns + right, rows + down]) for right in (0, 1) for down in (0, 1)]
+    )
+    left, _, _, top = part.bounds
+    hull = shapely.convex_hull(shapely.MultiPoint(corners))
+    return [(left + 20 * x, top - 20 * y) for x, y in shapely.get_coordinates(hull)]
+
+
 def _transform(part: Part, gsd_m: int) -> Affine:
     left, _, _, top = part.bounds
     return Affine(gsd_m, 0, left, 0, -gsd_m, top)
 
 
-def write_cog(
-    file: Path, values: npt.NDArray[np.generic], transform: Affine, epsg: int | str
-) -> None:
-    """Write one band (y, x) as a Cloud-Optimized GeoTIFF that appears whole or not at all."""
-    temporary = _temporary(file)
-    side = -(-max(values.shape) // 16) * 16
-    options = {
-        "driver": "COG", "count": 1, "dtype": values.dtype.name,
-        "height": values.shape[0], "width": values.shape[1], "crs": epsg, "transform": transform,
-        "compress": "deflate", "predictor": 2 if values.dtype.itemsize < 4 else 3,
-        "blocksize": min(_COG_TILE_PX, side),
-        "overviews": "auto", "overview_resampling": "nearest",
-    }  # fmt: skip
-    if values.dtype.kind == "u":
-        options["nodata"] = 0
-    try:
-        with rasterio.open(temporary, "w", **options) as target:
-            target.write(values, 1)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _load_item(cache: Path, folder: Path, assets: Iterable[str]) -> dict[str, Any]:
-    item: dict[str, Any] = json.loads((cache / folder / "item.json").read_text())
+def _load_item(cache: Path, folder: Path, names: Mapping[str, str], flavour: str) -> dict[str, Any]:
+    file = cache / folder / "item.json"
+    item: dict[str, Any] = json.loads(file.read_text())
+    mark_used(file)
     item["assets"] = {
-        name: item["assets"][name] | {"href": (folder / name_file(name)).as_posix()}
-        for name in assets
+        asset: item["assets"][asset] | {"href": f"../{(folder / name).as_posix()}"}
+        for asset, name in names.items()
     }
-    return item
-
-
-def _write_collection(request: SceneRequest, cache: Path, items: list[dict[str, Any]]) -> Path:
-    items = sorted(items, key=lambda item: (item["properties"]["datetime"], item["id"]))
-    for item in items:
-        for asset in item["assets"].values():
-            asset["href"] = "../" + asset["href"]
-    content = json.dumps({"type": "FeatureCollection", "features": items}).encode()
-    name = hashlib.blake2b(repr(request).encode(), digest_size=8).hexdigest()
-    file = cache / "requests" / f"{name}.json"
-    if not file.exists() or file.read_bytes() != content:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _replace(file, content)
-    return file
-
-
-def _replace(file: Path, content: bytes) -> None:
-    temporary = _temporary(file)
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(file: Path) -> Path:
-    return file.with_name(f".{os.getpid()}-{uuid.uuid4().hex[:8]}-{file.name}")
+    return restyle_item(item, flavour)

@@ -30,11 +30,16 @@ class Band:
 
     @property
     def sigma_m(self) -> float:
-        """Standard deviation of the Gaussian point spread with this MTF, in metres.
+        """Standard deviation of the Gaussian point spread with this MTF, in metres."""
+        return spread_of(self.gsd_m, self.mtf)
 
-        A Gaussian has MTF(f) = exp(-2 (pi sigma f)^2), and Nyquist is f = 1 / (2 gsd).
-        """
-        return float(self.gsd_m * np.sqrt(-2 * np.log(self.mtf)) / np.pi)
+
+def spread_of(gsd_m: float, mtf: float) -> float:
+    """Return the standard deviation in metres of the Gaussian with an MTF at Nyquist.
+
+    A Gaussian has MTF(f) = exp(-2 (pi sigma f)^2), and Nyquist is f = 1 / (2 gsd).
+    """
+    return float(gsd_m * np.sqrt(-2 * np.log(mtf)) / np.pi)
 
 
 MSI = {
@@ -81,8 +86,12 @@ class Optics:
         east, north = shift_m
         size = round((pixels * band.gsd_m + 2 * margin_m) / FINE_M)
         # Rows run south, so a shift to the north is one towards smaller rows.
-        self._rows = _make_sampler(band, pixels=pixels, size=size, start_m=margin_m - north)
-        self._columns = _make_sampler(band, pixels=pixels, size=size, start_m=margin_m + east)
+        self._rows = make_sampler(
+            band.gsd_m, band.sigma_m, pixels=pixels, size=size, start_m=margin_m - north
+        )
+        self._columns = make_sampler(
+            band.gsd_m, band.sigma_m, pixels=pixels, size=size, start_m=margin_m + east
+        )
 
     def observe(self, ground: F32) -> F32:
         """Return the image of a square patch, float32 (pixels, pixels), of float32 (y, x)."""
@@ -90,13 +99,24 @@ class Optics:
         return np.asarray((self._columns @ np.ascontiguousarray(sampled.T)).T)
 
 
-def _make_sampler(band: Band, *, pixels: int, size: int, start_m: float) -> scipy.sparse.csr_array:
-    centres = start_m + (np.arange(pixels) + 0.5) * band.gsd_m
-    reach = int(np.ceil(3.2 * band.sigma_m / FINE_M))
+def make_sampler(
+    gsd_m: float, sigma_m: float, *, pixels: int, size: int, start_m: float
+) -> scipy.sparse.csr_array:
+    """Return the matrix that samples one axis through the point spread.
+
+    Parameters
+    ----------
+    pixels, size
+        Number of image pixels and of fine ones.
+    start_m
+        From the edge of the fine pixels to that of the image, in metres.
+    """
+    centres = start_m + (np.arange(pixels) + 0.5) * gsd_m
+    reach = int(np.ceil(3.2 * sigma_m / FINE_M))
     middle = np.floor(centres / FINE_M).astype(np.int64)
     columns = middle[:, None] + np.arange(-reach, reach + 1)
     apart = (columns + 0.5) * FINE_M - centres[:, None]
-    weights = np.exp(-0.5 * (apart / band.sigma_m) ** 2)
+    weights = np.exp(-0.5 * (apart / sigma_m) ** 2)
     weights /= weights.sum(axis=1, keepdims=True)
     rows = np.repeat(np.arange(pixels), columns.shape[1])
     matrix = scipy.sparse.coo_array(

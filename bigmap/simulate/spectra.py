@@ -25,12 +25,12 @@ from bigmap.simulate.units import Units
 ENDMEMBERS: dict[str, tuple[float, ...]] = {
     "light soil": (.10, .13, .18, .24, .26, .27, .29, .30, .31, .32, .33, .38, .33),
     "dark soil": (.05, .06, .085, .115, .13, .14, .155, .165, .17, .18, .20, .24, .20),
-    "crop": (.02, .025, .06, .025, .09, .33, .43, .46, .48, .47, .20, .20, .09),
+    "crop": (.02, .025, .06, .025, .09, .36, .47, .50, .52, .51, .20, .21, .09),
     "straw": (.08, .11, .17, .24, .27, .29, .32, .34, .35, .36, .35, .38, .27),
-    "grass": (.025, .035, .075, .045, .11, .28, .35, .38, .40, .40, .22, .24, .13),
-    "broadleaf": (.015, .02, .045, .02, .07, .27, .36, .39, .41, .41, .18, .18, .08),
+    "grass": (.025, .033, .07, .038, .11, .31, .39, .42, .44, .44, .23, .24, .12),
+    "broadleaf": (.015, .02, .042, .02, .07, .30, .41, .45, .47, .47, .20, .20, .085),
     "bare wood": (.03, .045, .065, .08, .10, .13, .15, .17, .18, .19, .18, .20, .14),
-    "conifer": (.012, .018, .03, .02, .045, .13, .17, .19, .20, .20, .09, .09, .045),
+    "conifer": (.012, .017, .03, .019, .048, .16, .22, .25, .265, .265, .10, .105, .05),
     "shrub": (.025, .03, .05, .045, .08, .17, .21, .23, .24, .25, .16, .17, .10),
     "heath": (.025, .035, .055, .06, .09, .15, .18, .20, .21, .22, .17, .19, .12),
     "reed": (.03, .04, .065, .06, .10, .19, .23, .25, .26, .26, .13, .14, .08),
@@ -138,7 +138,7 @@ def mix_spectra(units: Units, day: dt.date) -> tuple[F32, F32]:
     after = _day_of_year(units, day) - (names["fall"] + 2 * names["fall_days"])
     fading = 1 / (1 + np.exp((after - 70) / 8)) / (1 + np.exp(-after / 3))
     straw = names["residue"] * fading * (1 - green)
-    tone = to_uniform(units.bits, draw=41)[:, None]
+    tone = (to_uniform(units.bits, draw=41) * (1 - 0.6 * units.humidity))[:, None]
     soil = tone * _SPECTRA["light soil"] + (1 - tone) * _SPECTRA["dark soil"]
     ground = np.where(_IS_SOIL[cover][:, None], soil, _GROUND[cover])
     ground = ground + straw[:, None] * (_SPECTRA["straw"] - ground)
@@ -161,8 +161,16 @@ def _grow(units: Units, season: dict[str, F64], day: dt.date) -> F64:
     fall = 1 / (1 + np.exp((today - season["fall"] - late) / season["fall_days"] * 1.5))
     growth = season["low"] + (season["high"] * vigour - season["low"]) * rise * fall
     # Crops die to nothing at harvest; what has no residue falls back to its winter cover.
-    dead = (1 - fall) * (season["residue"] > 0) * (today > season["rise"])
+    dead = (
+        (1 - fall)
+        * (1 - units.humidity * (units.cover == Cover.PASTURE))
+        * (season["residue"] > 0)
+        * (today > season["rise"])
+    )
     growth = growth * (1 - 0.9 * dead)
+    # Weeds, volunteers and catch crops come after harvest, most of them where it rains.
+    regrowth = (0.08 + 0.5 * units.humidity) * to_uniform(units.bits, draw=44)
+    growth = growth + dead * regrowth / (1 + np.exp(-(today - season["fall"] - late - 45) / 8))
     period = np.maximum(season["cut_days"], 1)
     since_cut = np.mod(today - season["rise"] + period * to_uniform(units.bits, draw=43), period)
     cut = (season["cut_days"] > 0) * rise * fall

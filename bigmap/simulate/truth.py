@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 from affine import Affine
 
 from bigmap.errors import PlanError
+from bigmap.grid import ROI, intersect, relative, scale, tiles_of
 from bigmap.simulate.covers import is_crop, land_cover_of
 from bigmap.simulate.landscape import Landscape, build_landscape
 from bigmap.simulate.patch import FINE_M, FINE_PER_NODE, NODE_M, Patch
@@ -50,21 +53,42 @@ def render_truth(
     """
     if layer not in LAYERS:
         raise PlanError(f"truth layer {layer!r} is unknown; choose from {', '.join(LAYERS)}")
-    row, column = locate_window(transform)
     dtype = np.uint32 if layer in ("parcel", "building") else np.uint8
     result: npt.NDArray[np.generic] = np.zeros(shape, dtype=dtype)
-    step = round(_STEP_M / FINE_M)
-    for piece_row in range(row // step, (row + shape[0] - 1) // step + 1):
-        for piece_column in range(column // step, (column + shape[1] - 1) // step + 1):
-            rows = slice(max(row, piece_row * step), min(row + shape[0], (piece_row + 1) * step))
-            columns = slice(
-                max(column, piece_column * step),
-                min(column + shape[1], (piece_column + 1) * step),
-            )
-            result[_shift(rows, -row), _shift(columns, -column)] = _render_piece(
-                crs, rows, columns, seed=seed, layer=layer
-            )
+    for landscape, target, source in build_pieces(crs, locate_window(transform), shape, seed=seed):
+        result[target] = _read_layer(landscape, layer)[source]
     return result
+
+
+def build_pieces(
+    crs: str, corner: tuple[int, int], shape: tuple[int, int], *, seed: int
+) -> Iterator[tuple[Landscape, ROI, ROI]]:
+    """Build the landscapes of a window piece by piece, to bound the memory.
+
+    Parameters
+    ----------
+    corner
+        Row and column of the window on the 2.5 m lattice.
+
+    Yields
+    ------
+    landscape, target, source
+        ``window[target]`` is ``landscape[source]``.
+    """
+    row, column = corner
+    step = round(_STEP_M / FINE_M)
+    window = slice(row, row + shape[0]), slice(column, column + shape[1])
+    for piece in tiles_of(window, step):
+        rows, columns = intersect(piece, window)
+        top, bottom = rows.start // FINE_PER_NODE, -(-rows.stop // FINE_PER_NODE)
+        left, right = columns.start // FINE_PER_NODE, -(-columns.stop // FINE_PER_NODE)
+        patch = Patch(crs, left * NODE_M, -top * NODE_M, bottom - top, right - left)
+        whole = scale((slice(top, bottom), slice(left, right)), FINE_PER_NODE)
+        yield (
+            build_landscape(seed, patch),
+            relative((rows, columns), window),
+            relative((rows, columns), whole),
+        )
 
 
 def locate_window(transform: Affine) -> tuple[int, int]:
@@ -80,25 +104,6 @@ def locate_window(transform: Affine) -> tuple[int, int]:
     return int(row), int(column)
 
 
-def _render_piece(
-    crs: str, rows: slice, columns: slice, *, seed: int, layer: str
-) -> npt.NDArray[np.generic]:
-    """Render rows and columns of the 2.5 m lattice through the squares that hold them."""
-    first_row, last_row = rows.start // FINE_PER_NODE, -(-rows.stop // FINE_PER_NODE)
-    first_column, last_column = columns.start // FINE_PER_NODE, -(-columns.stop // FINE_PER_NODE)
-    patch = Patch(
-        crs,
-        first_column * NODE_M,
-        -first_row * NODE_M,
-        last_row - first_row,
-        last_column - first_column,
-    )
-    values = _read_layer(build_landscape(seed, patch), layer)
-    return values[
-        _shift(rows, -first_row * FINE_PER_NODE), _shift(columns, -first_column * FINE_PER_NODE)
-    ]
-
-
 def _read_layer(landscape: Landscape, layer: str) -> npt.NDArray[np.generic]:
     if layer == "building":
         return landscape.building
@@ -112,7 +117,3 @@ def _read_layer(landscape: Landscape, layer: str) -> npt.NDArray[np.generic]:
         return land_cover_of()[cover]
     crop = np.where(is_crop()[cover], cover, 0)
     return np.asarray((crop > 0 if layer == "cropland" else crop).astype(np.uint8))
-
-
-def _shift(part: slice, by: int) -> slice:
-    return slice(part.start + by, part.stop + by)

@@ -11,6 +11,7 @@ from pyproj import Transformer
 from bigmap.simulate.covers import Cover
 from bigmap.simulate.noise import F64, U64, derive_seed, sample_noise, to_uniform
 from bigmap.simulate.patch import WORLD
+from bigmap.simulate.relief import sample_humidity
 from bigmap.simulate.voronoi import Cells
 
 U8 = npt.NDArray[np.uint8]
@@ -42,6 +43,8 @@ class Units:
     """A hash that names the unit in every patch."""
     latitude: F64
     """In degrees, of the point of the unit's cell."""
+    humidity: F64
+    """Climate there, 0 dry to 1 humid."""
 
 
 def draw_fields(seed: int, cells: Cells) -> Fields:
@@ -61,7 +64,7 @@ def draw_fields(seed: int, cells: Cells) -> Fields:
     )
 
 
-def draw_units(seed: int, bits: U64, fixed: U8, place: tuple[F64, F64]) -> Units:
+def draw_units(world_seed: int, bits: U64, fixed: U8, place: tuple[F64, F64]) -> Units:
     """Draw what grows on parcels; other units keep the cover that they have.
 
     Three smooth fields (irrigation, wine, livestock) make regions of different farming. The
@@ -74,28 +77,31 @@ def draw_units(seed: int, bits: U64, fixed: U8, place: tuple[F64, F64]) -> Units
     place
         World coordinates x, y of each unit's cell, in metres.
     """
+    seed = derive_seed(world_seed, "crops")
 
     def region(purpose: str, wavelength_m: float) -> F64:
         noise = sample_noise(derive_seed(seed, purpose), *place, wavelength_m=wavelength_m)
         return np.asarray(1 / (1 + np.exp(-3 * noise)))
 
+    humid = sample_humidity(derive_seed(world_seed, "relief"), *place)
     water, wine, cattle = region("water", 13_000), region("wine", 9_000), region("cattle", 16_000)
     shares = {
         Cover.WINTER_WHEAT: 0.30 * (1.2 - wine),
         Cover.WINTER_BARLEY: 0.18 * (1.3 - water),
         Cover.SPRING_CEREAL: 0.05 + 0 * water,
-        Cover.MAIZE: 0.02 + 0.26 * water,
+        Cover.MAIZE: 0.02 + 0.26 * water + 0.15 * humid,
         Cover.SUNFLOWER: 0.06 * (1.2 - water),
         Cover.RAPESEED: 0.06 * (1.2 - wine),
         Cover.ALFALFA: 0.02 + 0.12 * water,
-        Cover.FALLOW: 0.08 * (1.2 - water),
+        Cover.FALLOW: 0.08 * (1.2 - water) * (1 - humid),
         Cover.ORCHARD: 0.02 + 0.12 * water * wine,
-        Cover.VINEYARD: 0.01 + 0.30 * wine**3,
-        Cover.MEADOW: 0.04 + 0.40 * cattle**2,
-        Cover.PASTURE: 0.03 + 0.12 * cattle,
+        Cover.VINEYARD: 0.01 + 0.30 * wine**3 * (1 - 0.6 * humid),
+        Cover.MEADOW: 0.04 + 0.40 * cattle**2 + 0.45 * humid,
+        Cover.PASTURE: 0.03 + 0.12 * cattle * (1 - humid),
     }
     limits = np.cumsum(np.stack(list(shares.values())), axis=0)
     choice = (to_uniform(bits, draw=31) * limits[-1] >= limits).sum(axis=0)
     crop = np.array(list(shares), dtype=np.uint8)[np.minimum(choice, len(shares) - 1)]
     _, latitude = Transformer.from_crs(WORLD, "EPSG:4326", always_xy=True).transform(*place)
-    return Units(np.where(fixed > 0, fixed, crop).astype(np.uint8), bits, np.asarray(latitude))
+    cover = np.where(fixed > 0, fixed, crop).astype(np.uint8)
+    return Units(cover, bits, np.asarray(latitude), humid)

@@ -1,0 +1,114 @@
+"""Files that appear whole or not at all, and a cache that stays within a limit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from affine import Affine
+
+COG_TILE_PX = 1024
+IN_USE_S = 6 * 3600.0
+"""A folder used more recently than this is never removed: another process may read it."""
+
+
+def replace_file(file: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all; its folder is created."""
+    replace_through(file, lambda temporary: temporary.write_bytes(content))
+
+
+def replace_through(file: Path, write: Callable[[Path], object]) -> None:
+    """Let a function write a temporary file beside ``file``, then rename it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{os.getpid()}-{uuid.uuid4().hex[:8]}-{file.name}")
+    try:
+        write(temporary)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_cog(
+    file: Path,
+    values: npt.NDArray[np.generic],
+    transform: Affine,
+    crs: str | int,
+    *,
+    nodata: float | None = 0,
+) -> None:
+    """Write one or more bands as a Cloud-Optimized GeoTIFF.
+
+    Parameters
+    ----------
+    values
+        (y, x) or (band, y, x).
+    nodata
+        Value of pixels without data; None where there are none.
+    """
+    stack = values if values.ndim == 3 else values[None]
+    side = -(-max(stack.shape[1:]) // 16) * 16
+    options = {
+        "driver": "COG", "count": len(stack), "dtype": stack.dtype.name,
+        "height": stack.shape[1], "width": stack.shape[2], "crs": crs, "transform": transform,
+        "compress": "deflate", "predictor": 3 if stack.dtype.kind == "f" else 2,
+        "blocksize": min(COG_TILE_PX, side),
+        "overviews": "auto", "overview_resampling": "nearest",
+    }  # fmt: skip
+    if nodata is not None:
+        options["nodata"] = nodata
+
+    def write(temporary: Path) -> None:
+        with rasterio.open(temporary, "w", **options) as target:
+            target.write(stack)
+
+    replace_through(file, write)
+
+
+def mark_used(file: Path) -> None:
+    """Note that a file is in use, at most once in an hour."""
+    now = time.time()
+    if now - file.stat().st_mtime > 3600:
+        os.utime(file, (now, now))
+
+
+def trim_cache(cache: Path, *, max_bytes: int, keep: set[Path]) -> int:
+    """Remove the scenes that were not used for the longest time until a cache fits its limit.
+
+    Parameters
+    ----------
+    cache
+        Folder that :func:`bigmap.simulate.scenes.write_scenes` fills.
+    keep
+        Folders of scenes that must stay.
+
+    Returns
+    -------
+    int
+        Bytes that remain. More than the limit where the rest is in use.
+    """
+    scenes = {file.parent: file.stat().st_mtime for file in cache.glob("world-*/*/*/*/*/item.json")}
+    sizes = {folder: _measure(folder) for folder in scenes}
+    total = sum(sizes.values())
+    oldest = time.time() - IN_USE_S
+    for folder in sorted(scenes, key=lambda folder: (scenes[folder], folder)):
+        if total <= max_bytes:
+            break
+        if folder in keep or scenes[folder] > oldest:
+            continue
+        # Renamed first, so that no other process finds half a scene.
+        doomed = folder.with_name(f".{uuid.uuid4().hex[:8]}-removed")
+        folder.replace(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+        total -= sizes[folder]
+    return total
+
+
+def _measure(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
