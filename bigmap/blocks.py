@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import socket
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
@@ -188,14 +187,18 @@ class _CellReads:
 
     def _read_masks(self, reader: CubeReader, roi: ROI) -> dict[dt.date, DayMasks]:
         days = [day for day in reader.days if day not in self.dropped]
-        masks = {}
-        with ThreadPoolExecutor(max_workers=self.job.read_threads) as pool:
-            reads = {day: pool.submit(reader.read_masks, day, roi) for day in days}
-            for day, read in reads.items():
-                try:
-                    masks[day] = read.result()
-                except ReadError as error:
-                    self._drop(day, error)
+        try:
+            return reader.read_masks(days, roi)
+        except ReadError:
+            if self.job.on_error == "fail":
+                raise
+        # One file broke the whole read; one by one, only its day is lost.
+        masks: dict[dt.date, DayMasks] = {}
+        for day in days:
+            try:
+                masks |= reader.read_masks([day], roi)
+            except ReadError as error:
+                self._drop(day, error)
         return masks
 
     def _drop(self, day: dt.date, error: ReadError) -> None:

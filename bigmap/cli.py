@@ -61,7 +61,7 @@ def plan_command(
     plan = api.plan(read_recipe(recipe, settings, bbox, source))
     estimate = asdict(plan.estimate())
     if as_json:
-        typer.echo(json.dumps({"estimate": estimate, "audit": plan.catalogue.audit.to_dict()}))
+        typer.echo(json.dumps({"estimate": estimate, "audit": asdict(plan.catalogue.audit)}))
         return
     show_plan(Console(highlight=False, soft_wrap=True), plan, estimate)
 
@@ -121,12 +121,11 @@ def status_command(
 @app.command("models", epilog="Example: bigmap models --json")
 def models_command(as_json: JsonOption = False) -> None:
     """List the models that a recipe can name."""
-    rows = []
-    for name in list_models():
-        spec = build_model(name).spec
-        rows.append(
+    specs = [build_model(name).spec for name in list_models()]
+    if as_json:
+        rows = [
             {
-                "name": name,
+                "name": spec.name,
                 "title": spec.title,
                 "kind": spec.kind,
                 "bands": list(spec.bands),
@@ -134,23 +133,19 @@ def models_command(as_json: JsonOption = False) -> None:
                 "halo_px": spec.halo_px,
                 "layers": [layer.name for layer in spec.layers],
             }
-        )
-    if as_json:
+            for spec in specs
+        ]
         typer.echo(json.dumps(rows))
         return
     table = Table("name", "kind", "bands", "upscale", "halo", "what it is", box=None)
-    for row in rows:
-        bands = ", ".join(row["bands"])
-        table.add_row(
-            row["name"], row["kind"], bands, f"x{row['upscale']}", f"{row['halo_px']} px",
-            row["title"],
-        )  # fmt: skip
+    for spec in specs:
+        bands = ", ".join(spec.bands)
+        halo = f"{spec.halo_px} px"
+        table.add_row(spec.name, spec.kind, bands, f"x{spec.upscale}", halo, spec.title)
     Console(highlight=False).print(table)
 
 
-def read_recipe(
-    path: Path, settings: list[str], bbox: str | None, source: str | None
-) -> Recipe:
+def read_recipe(path: Path, settings: list[str], bbox: str | None, source: str | None) -> Recipe:
     """Load a recipe and apply the options that all commands share."""
     recipe = load_recipe(path, settings)
     raw = recipe.model_dump(mode="json")
@@ -210,8 +205,8 @@ def show_summary(console: Console, summary: RunSummary, output: str) -> None:
         console.print(f"failed: {block}: {error}", markup=False)
     rate = summary.mapped_km2 / summary.elapsed_s * 3600 if summary.elapsed_s else 0
     console.print(
-        f"{summary.mapped_km2:,.1f} km² in {format_duration(summary.elapsed_s)}, {rate:,.0f} km²/h, "
-        f"{describe_slowest(summary.seconds)}"
+        f"{summary.mapped_km2:,.1f} km² in {format_duration(summary.elapsed_s)}, "
+        f"{rate:,.0f} km²/h, {describe_slowest(summary.seconds)}"
     )
     if summary.stopped:
         console.print("stopped early: go on with the same command and --resume")

@@ -83,6 +83,11 @@ class GridConfig(_Part):
 
     crs: str = Field(description="Projected CRS in metres, for example EPSG:25831.")
     gsd_m: float = Field(10.0, gt=0, description="Pixel size of the input grid, in metres.")
+    anchor_m: tuple[float, float] = Field(
+        (0.0, 0.0),
+        description="A corner of pixels, x and y in metres of the CRS, to which all lattices are "
+        "anchored; move it off the origin only to meet another product's pixels.",
+    )
     core_px: PowerOfTwo = Field(128, description="Side of a window's core, in input pixels.")
     cell_px: PowerOfTwo = Field(
         1024, description="Side of a cell, whose cores share one choice of dates, in input pixels."
@@ -233,9 +238,10 @@ class SimulatedSource(_Source):
     )
 
 
-SourceConfig = Annotated[
-    StacApiSource | FilesSource | StaticCatalogSource | SimulatedSource, Discriminator("kind")
-]
+RealSourceConfig = StacApiSource | FilesSource | StaticCatalogSource
+"""Sources that hold items; a simulated one becomes files first."""
+
+SourceConfig = Annotated[RealSourceConfig | SimulatedSource, Discriminator("kind")]
 
 
 class ReadingConfig(_Part):
@@ -305,8 +311,10 @@ class LocalCluster(_Part):
     kind: Literal["local"] = "local"
     workers: int | None = Field(None, ge=1, le=512, description="By default one per two cores.")
     blocks_per_worker: int = Field(
-        2, ge=1, le=16, description="Blocks that a worker has in hand, so that one reads while "
-        "another predicts."
+        2,
+        ge=1,
+        le=16,
+        description="Blocks that a worker has in hand, so that one reads while another predicts.",
     )
     memory_gb: float | None = Field(
         None, gt=0, description="Memory of one worker; by default an equal share of the machine."
@@ -337,7 +345,7 @@ class _StrictLoader(yaml.SafeLoader):
     """Safe YAML that refuses duplicate keys, which YAML would silently let win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         doubled = {str(key) for key in keys if keys.count(key) > 1}
         if doubled:
             raise yaml.constructor.ConstructorError(

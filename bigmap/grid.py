@@ -1,7 +1,8 @@
 """Windows, cells, blocks and shards on one lattice anchored at the origin of the CRS.
 
 Pure geometry: a pixel has the global index ``row = -y / gsd_m``, ``col = x / gsd_m``, so
-that the same place has the same index in every run. Regions are ``(rows, cols)`` slices
+that the same place has the same index in every run; ``anchor_m`` shifts the lattice where it has
+to meet another product's pixels. Regions are ``(rows, cols)`` slices
 of global indices and may be negative.
 """
 
@@ -42,6 +43,8 @@ class Lattice:
     """Side of a Zarr shard, in output pixels."""
     chunk_px: int
     """Side of a Zarr chunk, in output pixels."""
+    anchor_m: tuple[float, float] = (0.0, 0.0)
+    """Where pixel (0, 0) has its upper left corner: x and y in metres."""
 
     @property
     def extent_step_px(self) -> int:
@@ -52,18 +55,20 @@ class Lattice:
         """Return the GeoBox of a region of input pixels, at ``upscale`` pixels per pixel."""
         rows, cols = roi
         gsd_m = self.gsd_m / upscale
-        affine = Affine(gsd_m, 0, cols.start * self.gsd_m, 0, -gsd_m, -rows.start * self.gsd_m)
+        left, _, _, top = self.bounds(roi)
+        affine = Affine(gsd_m, 0, left, 0, -gsd_m, top)
         shape = (upscale * (rows.stop - rows.start), upscale * (cols.stop - cols.start))
         return GeoBox(shape, affine, self.crs)
 
     def bounds(self, roi: ROI) -> tuple[float, float, float, float]:
         """Return left, bottom, right, top of a region, in metres."""
         rows, cols = roi
+        x, y = self.anchor_m
         return (
-            cols.start * self.gsd_m,
-            -rows.stop * self.gsd_m,
-            cols.stop * self.gsd_m,
-            -rows.start * self.gsd_m,
+            x + cols.start * self.gsd_m,
+            y - rows.stop * self.gsd_m,
+            x + cols.stop * self.gsd_m,
+            y - rows.start * self.gsd_m,
         )
 
     def snap(self, bounds: tuple[float, float, float, float], step_px: int) -> ROI:
@@ -77,10 +82,17 @@ class Lattice:
             Step of the lattice, in input pixels.
         """
         left, bottom, right, top = bounds
+        x, y = self.anchor_m
         step_m = step_px * self.gsd_m
         return (
-            slice(math.floor(-top / step_m) * step_px, math.ceil(-bottom / step_m) * step_px),
-            slice(math.floor(left / step_m) * step_px, math.ceil(right / step_m) * step_px),
+            slice(
+                math.floor((y - top) / step_m) * step_px,
+                math.ceil((y - bottom) / step_m) * step_px,
+            ),
+            slice(
+                math.floor((left - x) / step_m) * step_px,
+                math.ceil((right - x) / step_m) * step_px,
+            ),
         )
 
     def cores(self, roi: ROI) -> Iterator[ROI]:
@@ -132,8 +144,10 @@ def window_of(core: ROI, halo_px: int) -> tuple[ROI, ROI]:
         If ``halo_px`` is negative or ``core`` is empty.
     """
     if halo_px < 0 or is_empty(core):
-        raise ValueError(f"halo of {halo_px} px around {core}: the halo must not be negative "
-                         "and the core not be empty")
+        raise ValueError(
+            f"halo of {halo_px} px around {core}: the halo must not be negative "
+            "and the core not be empty"
+        )
     window = grow(core, halo_px)
     return window, relative(core, window)
 
@@ -246,7 +260,5 @@ def _cell_mask(area: Area, lattice: Lattice, cell: ROI) -> npt.NDArray[np.bool_]
             continue
         if not part.intersects(box):
             return np.zeros(geobox.shape, dtype=bool)
-        mask &= rasterio.features.geometry_mask(
-            [part], geobox.shape, geobox.transform, invert=True
-        )
+        mask &= rasterio.features.geometry_mask([part], geobox.shape, geobox.transform, invert=True)
     return mask

@@ -39,6 +39,11 @@ BLEND_SHARE = 8
 """Neighbouring cores blend over one eighth of a core on each side of their border."""
 
 
+def limit_threads(threads: int) -> None:
+    """Set how many threads one process computes with, so that workers share a machine."""
+    torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True)
 class CellData:
     """The chosen dates of a cell, on a window of it."""
@@ -122,7 +127,7 @@ class Engine:
         roi: ROI,
         read_cell: CellReader,
         *,
-        is_wanted: Callable[[ROI], bool] = lambda roi: True,
+        is_wanted: Callable[[ROI], bool] | None = None,
         timings: Timings | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
         """Map one region.
@@ -135,7 +140,7 @@ class Engine:
             Gives the chosen dates of a cell on a window.
         is_wanted
             Tells whether a region, in global pixel indices, has anything to map; others are left
-            nodata.
+            nodata. By default all do.
         timings
             Receives the time of the stages ``wait`` (for the device) and ``predict``.
 
@@ -153,7 +158,7 @@ class Engine:
             cores = [
                 core
                 for core in self.lattice.cores(grid.intersect(cell, reach))
-                if is_wanted(grid.intersect(grid.grow(core, blend_px), roi))
+                if is_wanted is None or is_wanted(grid.intersect(grid.grow(core, blend_px), roi))
             ]
             if not cores:
                 continue
@@ -275,7 +280,7 @@ class _Canvas:
         kept = {name: values[:, *cut] for name, values in scores.items()}
         if not self.blend_px:
             for layer, values in self._layers_of(kept).items():
-                self._result(layer, values)[..., *place] = values
+                self._result(layer)[..., *place] = values
             return
         weight = self._weight(core, part)
         if self.weights is None:
@@ -300,12 +305,12 @@ class _Canvas:
             if layer.name == OBSERVATIONS.name:
                 values = _repeat(self.observations.clamp(max=254), self.upscale)
             else:
-                values = self._result(layer.name, None)
+                values = self._result(layer.name)
             values = values.masked_fill(unseen, layer.nodata)
             arrays[layer.name] = values.cpu().numpy().astype(layer.dtype)
         return arrays
 
-    def _result(self, name: str, like: Tensor | None) -> Tensor:
+    def _result(self, name: str) -> Tensor:
         if name not in self.results:
             layer = self._spec(name)
             lead = (len(layer.channels),) if layer.channels else ()
@@ -322,9 +327,9 @@ class _Canvas:
             best, index = scores["probability"].max(dim=0)
             if CLASS.name in wanted:
                 codes = [entry.value for entry in self.spec.legend]
-                values[CLASS.name] = torch.tensor(
-                    codes, dtype=torch.int32, device=index.device
-                )[index]
+                values[CLASS.name] = torch.tensor(codes, dtype=torch.int32, device=index.device)[
+                    index
+                ]
             if CONFIDENCE.name in wanted:
                 values[CONFIDENCE.name] = CONFIDENCE.quantise(best * 100)
         for layer in self.spec.extra_layers:
@@ -346,9 +351,11 @@ class _Canvas:
 
 
 def _ramp(core: slice, part: slice, blend_px: int, upscale: int) -> Tensor:
-    """Return 1-D weights: one inside a core, falling to zero from blend_px within its border to
-    blend_px beyond. A falling flank is one minus the neighbour's rising one, so they sum to one
-    exactly."""
+    """Return 1-D weights of a core.
+
+    They are one inside, and fall to zero from ``blend_px`` within the border to ``blend_px``
+    beyond. A falling flank is one minus the neighbour's rising one, so they sum to one exactly.
+    """
     centres = torch.arange(part.start * upscale, part.stop * upscale) + 0.5
     rising = ((centres / upscale - core.start + blend_px) / (2 * blend_px)).clamp(0, 1)
     falling = 1 - ((centres / upscale - core.stop + blend_px) / (2 * blend_px)).clamp(0, 1)
@@ -401,10 +408,11 @@ def predict(
     spec = model.spec
     cube = _check_cube(cube, spec)
     gsd_m = float(cube.x[1] - cube.x[0])
-    origin = _origin_of(cube, gsd_m)
+    origin, anchor_m = _place_of(cube, gsd_m)
     lattice = Lattice(
         crs="", gsd_m=gsd_m, core_px=core_px, cell_px=cell_px, block_px=cell_px,
         upscale=spec.upscale, shard_px=cell_px * spec.upscale, chunk_px=cell_px * spec.upscale,
+        anchor_m=anchor_m,
     )  # fmt: skip
     engine = Engine(model, lattice, Windowing.for_model(spec, **windowing), spec.layers)
     extent = (
@@ -452,13 +460,11 @@ def _check_cube(cube: xr.DataArray, spec: ModelSpec) -> xr.DataArray:
     return cube
 
 
-def _origin_of(cube: xr.DataArray, gsd_m: float) -> tuple[int, int]:
-    """Return the global index of the first pixel, or (0, 0) for a grid that is off the lattice."""
-    row = -(float(cube.y[0]) + gsd_m / 2) / gsd_m
-    col = (float(cube.x[0]) - gsd_m / 2) / gsd_m
-    if abs(row - round(row)) > 1e-3 or abs(col - round(col)) > 1e-3:
-        return 0, 0
-    return round(row), round(col)
+def _place_of(cube: xr.DataArray, gsd_m: float) -> tuple[tuple[int, int], tuple[float, float]]:
+    """Return the global index of the first pixel, and the anchor of the lattice it lies on."""
+    left, top = float(cube.x[0]) - gsd_m / 2, float(cube.y[0]) + gsd_m / 2
+    row, col = round(-top / gsd_m), round(left / gsd_m)
+    return (row, col), (left - col * gsd_m, top + row * gsd_m)
 
 
 def _fine_coordinates(centres: npt.NDArray[Any], upscale: int, step_m: float) -> npt.NDArray[Any]:

@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import fsspec
@@ -129,9 +130,7 @@ class Ledger:
     def records(self) -> Iterator[BlockRecord]:
         """Yield all records on disk, oldest first."""
         for path in self._files():
-            lines = (
-                self._parquet_lines(path) if path.endswith(".parquet") else self._lines(path)
-            )
+            lines = self._parquet_lines(path) if path.endswith(".parquet") else self._lines(path)
             for line in lines:
                 yield BlockRecord.from_dict(json.loads(line))
 
@@ -148,7 +147,8 @@ class Ledger:
         return sorted((n for n in names if n.endswith((".jsonl", ".parquet"))), key=_serial)
 
     def _lines(self, path: str) -> list[str]:
-        return self.filesystem.cat_file(path).decode().splitlines()
+        text: str = self.filesystem.cat_file(path).decode()
+        return text.splitlines()
 
     def _parquet_lines(self, path: str) -> list[str]:
         with self.filesystem.open(path, "rb") as file:
@@ -157,7 +157,7 @@ class Ledger:
 
 
 def _serial(path: str) -> int:
-    return int(path.rsplit("/", 1)[-1].split(".")[0])
+    return int(path.rsplit("/", 1)[-1].split(".", maxsplit=1)[0])
 
 
 def write_atomically(filesystem: Any, path: str, data: bytes) -> None:
@@ -174,10 +174,9 @@ def write_atomically(filesystem: Any, path: str, data: bytes) -> None:
             temporary = f"{path}.{uuid.uuid4().hex}.partial"
             try:
                 filesystem.pipe_file(temporary, data)
-                os.replace(temporary, path)
+                Path(temporary).replace(path)
             finally:
-                if os.path.exists(temporary):
-                    os.remove(temporary)
+                Path(temporary).unlink(missing_ok=True)
         else:
             filesystem.pipe_file(path, data)
     except OSError as error:
@@ -298,7 +297,7 @@ def _is_running(pid: int) -> bool:
         return True
     # A killed process that its parent has not waited for still has a number.
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        return stat.rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return True

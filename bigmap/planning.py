@@ -1,4 +1,4 @@
-"""Recipe -> Plan: blocks, items, bytes and memory; refuses what cannot work before it is paid for."""
+"""Recipe -> Plan: blocks, items, bytes and memory; refuses what cannot work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bigmap import grid, simulate
 from bigmap.area import lonlat_of, read_area
 from bigmap.blocks import BlockJob, name_block
 from bigmap.catalog import Catalogue, find_items
-from bigmap.config import FilesSource, MaskConfig, Recipe, SimulatedSource, SourceConfig
+from bigmap.config import FilesSource, MaskConfig, RealSourceConfig, Recipe, SimulatedSource
 from bigmap.cube import Access
 from bigmap.cube.loaders import bounds_on, epsg_of
 from bigmap.errors import CatalogError, PlanError, RecipeError
@@ -34,6 +34,11 @@ from bigmap.store import LayerTemplate, MapTemplate
 CONTEXT_CELLS = 3
 """Items are searched this many cells beyond the area: cells choose their dates as wholes, and
 windows at the edge see their neighbours."""
+
+
+REMOTE_READS = 16
+LOCAL_READS = 2
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -86,9 +91,7 @@ class Plan:
     @cached_property
     def _footprints(self) -> shapely.STRtree:
         crs = self.lattice.crs
-        return shapely.STRtree(
-            [shapely.box(*bounds_on(crs, row)) for row in self.catalogue.rows]
-        )
+        return shapely.STRtree([shapely.box(*bounds_on(crs, row)) for row in self.catalogue.rows])
 
     def job(self, run_folder: str, lease_owner: str | None) -> BlockJob:
         """Return what all blocks of a run have in common."""
@@ -111,7 +114,13 @@ class Plan:
             loader=recipe.reading.loader,
             on_error=recipe.reading.on_error,
             access=Access(**recipe.source.access.model_dump()),
+            read_threads=self._read_threads(),
         )
+
+    def _read_threads(self) -> int:
+        """Return how many files a block reads at once: remote ones are waited for, local not."""
+        hrefs = (a.href for row in self.catalogue.rows[:1] for a in row.assets.values())
+        return REMOTE_READS if any("://" in href for href in hrefs) else LOCAL_READS
 
     def template(self) -> MapTemplate:
         """Return the shape and the metadata of the map."""
@@ -199,9 +208,7 @@ def make_plan(recipe: Recipe, *, catalogue: Catalogue | None = None) -> Plan:
         If the model, the area, the grid, the items or the memory do not fit together; the
         message names the field.
     """
-    model = build_model(
-        recipe.model.name, recipe.model.options, weights=recipe.model.weights
-    )
+    model = build_model(recipe.model.name, recipe.model.options, weights=recipe.model.weights)
     lattice = make_lattice(recipe, model)
     windowing = Windowing.for_model(model.spec, **recipe.inference.model_dump())
     area = read_area(crs=recipe.grid.crs, **recipe.area.model_dump())
@@ -251,6 +258,7 @@ def make_lattice(recipe: Recipe, model: MapModel) -> Lattice:
         upscale=upscale,
         shard_px=settings.shard_px,
         chunk_px=settings.chunk_px,
+        anchor_m=settings.anchor_m,
     )
     if settings.core_px % multiple:
         raise RecipeError(
@@ -307,7 +315,7 @@ def _layer_template(layer: LayerSpec, model: MapModel) -> LayerTemplate:
     return LayerTemplate(layer.name, layer.dtype, layer.nodata, attributes, layer.channels)
 
 
-def _write_simulated(recipe: Recipe, model: MapModel, area: Area) -> SourceConfig:
+def _write_simulated(recipe: Recipe, model: MapModel, area: Area) -> RealSourceConfig:
     """Turn a simulated source into the files that it writes; leave others as they are."""
     source = recipe.source
     if not isinstance(source, SimulatedSource):

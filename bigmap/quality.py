@@ -29,8 +29,10 @@ class MaskRule:
 
     @property
     def nodata(self) -> int:
-        """Value of the mask where there is no data: SCL has 0, other masks have none of their own
-        and are filled with 255."""
+        """Value of the mask where there is no data.
+
+        SCL has 0; other masks have none of their own and are filled with 255.
+        """
         return SCL_NODATA if self.kind == "scl" else MASK_FILL
 
 
@@ -78,7 +80,8 @@ def mosaic_first(has_data: BoolArray) -> npt.NDArray[np.intp]:
     numpy.ndarray
         Index of the item, (y, x); 0 where no item has data.
     """
-    return has_data.argmax(axis=0)
+    first: npt.NDArray[np.intp] = has_data.argmax(axis=0)
+    return first
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Protocol
 
-import torch
 from distributed import Client, Future, WorkerPlugin, as_completed, get_worker
 from distributed.comm import CommClosedError
 
 from bigmap.blocks import BlockJob, run_block
 from bigmap.errors import BigmapError, LeaseError, ModelError, OutputError, RunError
 from bigmap.grid import ROI
+from bigmap.inference import limit_threads
 from bigmap.items import ItemRow
 from bigmap.ledger import BlockRecord, Lease, Ledger
 from bigmap.planning import Plan
@@ -109,7 +109,7 @@ class RunSummary:
         return 3 if self.failures or self.missing_shards or self.missing else 0
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """A signal asked the run to stop."""
 
 
@@ -125,7 +125,7 @@ class _JobPlugin(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Share the cores among the workers of a machine."""
         del worker
-        torch.set_num_threads(self.threads)
+        limit_threads(self.threads)
 
 
 def _call_task(plugin: str, block: ROI, rows: tuple[ItemRow, ...]) -> BlockRecord:
@@ -192,7 +192,7 @@ def run_plan(
                 driver.drive(todo, plan.job(folder.path, lease.state.owner), task, threads)
                 if todo:
                     _write_overviews(client, plan, reporter)
-        except _Stopped:
+        except _StoppedError:
             summary.stopped = True
         finally:
             ledger.flush()
@@ -222,7 +222,7 @@ class _Driver:
         self.reporter = reporter
         self.summary = summary
         self.waiting: deque[tuple[float, ROI, int]] = deque()
-        self.flying: dict[Future, tuple[ROI, int]] = {}
+        self.flying: dict[Future[BlockRecord], tuple[ROI, int]] = {}
         self.plugin = f"bigmap-{uuid.uuid4().hex}"
 
     def drive(self, todo: Sequence[ROI], job: BlockJob, task: BlockTask, threads: int) -> None:
@@ -248,7 +248,7 @@ class _Driver:
                     raise LeaseError(f"{self.lease.path}: another run took this output over")
         except (CommClosedError, TimeoutError, OSError) as error:
             raise RunError(
-                f"the cluster was lost ({error or type(error).__name__}); go on with --resume"
+                f"the cluster was lost ({str(error) or type(error).__name__}); go on with --resume"
             ) from error
         finally:
             self._stop()
@@ -261,7 +261,7 @@ class _Driver:
 
     def _slots(self) -> int:
         workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        return max(1, sum(worker["nthreads"] for worker in workers))
+        return max(1, sum(int(worker["nthreads"]) for worker in workers))
 
     def _refill(self, source: Iterator[ROI], finished: as_completed) -> None:
         """Send blocks until enough are in flight; a block that failed waits its turn first."""
@@ -285,7 +285,7 @@ class _Driver:
             self.flying[future] = (block, attempt)
             finished.add(future)
 
-    def _settle(self, future: Future, block: ROI, attempt: int) -> None:
+    def _settle(self, future: Future[BlockRecord], block: ROI, attempt: int) -> None:
         if future.status == "finished":
             self._record(replace(future.result(), attempts=attempt))
             return
@@ -300,9 +300,7 @@ class _Driver:
         if error is not None and not isinstance(error, BigmapError):
             LOG.debug("block %s failed", name, exc_info=error)
         now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-        self._record(
-            BlockRecord(name, "failed", attempts=attempt, error=_say(error), finished=now)
-        )
+        self._record(BlockRecord(name, "failed", attempts=attempt, error=_say(error), finished=now))
 
     def _record(self, record: BlockRecord) -> None:
         self.ledger.append(record)
@@ -361,7 +359,7 @@ def _stop_on_signals() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         del frame
-        raise _Stopped(signal.Signals(number).name)
+        raise _StoppedError(signal.Signals(number).name)
 
     before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:

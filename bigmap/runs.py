@@ -15,7 +15,7 @@ import yaml
 from bigmap.catalog import Catalogue, load_items, save_items
 from bigmap.config import Recipe, parse_recipe
 from bigmap.errors import OutputError
-from bigmap.ledger import Ledger, LeaseState, read_lease, write_atomically
+from bigmap.ledger import LeaseState, Ledger, read_lease, write_atomically
 from bigmap.planning import Plan
 
 FREE_FIELDS = (

@@ -282,9 +282,7 @@ class MapWriter:
             assert array.shards is not None
             step = array.shards[-1]
             lead = "0/" * (array.ndim - 2)
-            rows, cols = (
-                range(part.start // step, math.ceil(part.stop / step)) for part in place
-            )
+            rows, cols = (range(part.start // step, math.ceil(part.stop / step)) for part in place)
             for row in rows:
                 for col in cols:
                     key = f"{self.prefix}{name}/c/{lead}{row}/{col}"
@@ -385,4 +383,5 @@ def open_map(path: str, *, level: int = 0) -> xr.Dataset:
         dataset = xr.open_zarr(open_store(path, read_only=True), group=group, consolidated=False)
     except (FileNotFoundError, GroupNotFoundError, KeyError):
         raise OutputError(f"{path}: there is no map here, or it has no level {level}") from None
-    return dataset.set_coords("spatial_ref")
+    opened: xr.Dataset = dataset.set_coords("spatial_ref")
+    return opened

@@ -5,7 +5,6 @@ The only importer of pystac-client. Nothing here reads pixels.
 
 from bigmap.catalog.audit import Audit, Catalogue, Finding
 from bigmap.catalog.search import find_items
-from bigmap.catalog.signing import sign_href
 from bigmap.catalog.storage import load_items, save_items
 
 __all__ = [
@@ -15,5 +14,4 @@ __all__ = [
     "find_items",
     "load_items",
     "save_items",
-    "sign_href",
 ]

@@ -67,7 +67,7 @@ def clean_href(href: str) -> str:
     """Remove signatures, tokens and passwords, so that rows can be written anywhere.
 
     What needs a signature is signed again when it is read, see
-    :func:`bigmap.catalog.sign_href`.
+    :func:`bigmap.signing.sign_href`.
     """
     parts = urlsplit(href)
     if not parts.scheme or not parts.netloc:

@@ -22,7 +22,8 @@ import xarray as xr
 
 from bigmap import grid
 from bigmap.cube.loaders import LOADERS, bounds_on
-from bigmap.cube.reading import Access, RasterReader, TargetGrid
+from bigmap.cube.reading import Access, RasterReader
+from bigmap.cube.resampling import TargetGrid
 from bigmap.grid import ROI, Lattice
 from bigmap.items import ItemRow
 from bigmap.quality import MaskRule, mosaic_first, read_mask
@@ -48,7 +49,8 @@ class DayMasks:
     def mosaic(self) -> BoolArray:
         """Return the day's clear pixels by the masks alone, bool (y, x)."""
         first = mosaic_first(self.has_data)[np.newaxis]
-        return np.take_along_axis(self.clear & self.has_data, first, axis=0)[0]
+        clear: BoolArray = np.take_along_axis(self.clear & self.has_data, first, axis=0)[0]
+        return clear
 
 
 @dataclass(frozen=True)
@@ -84,23 +86,30 @@ class CubeReader:
         rows = [row for row in self.rows if row.solar_day == day]
         return sorted(rows, key=lambda row: (row.datetime, row.id))
 
-    def read_masks(self, day: dt.date, roi: ROI) -> DayMasks:
-        """Read the masks of one day's items.
+    def read_masks(self, days: Sequence[dt.date], roi: ROI) -> dict[dt.date, DayMasks]:
+        """Read the masks of all items of some days.
 
         Raises
         ------
         ReadError
             If a file cannot be read.
         """
-        rows = self.rows_of(day)
-        if self.mask.asset is None:
-            everywhere = np.ones((len(rows), *grid.shape_of(roi)), dtype=bool)
-            return DayMasks(everywhere, everywhere)
-        window = grid.grow(roi, self.mask.dilate_px)
-        stack = self._stack(rows, (self.mask.asset,), window, is_mask=True)
-        # Days are read beside each other, so one day needs no threads of its own.
-        values = stack.compute(scheduler="synchronous")
-        return DayMasks(*read_mask(values[:, 0], self.mask)).cut(grid.relative(roi, window))
+        by_day = {day: self.rows_of(day) for day in days}
+        rows = [row for day in days for row in by_day[day]]
+        if self.mask.asset is None or not rows:
+            clear = has_data = np.ones((len(rows), *grid.shape_of(roi)), dtype=bool)
+        else:
+            window = grid.grow(roi, self.mask.dilate_px)
+            stack = self._stack(rows, (self.mask.asset,), window, is_mask=True)
+            values = stack.compute(scheduler="threads", num_workers=self.threads)[:, 0]
+            trim = (slice(None), *grid.relative(roi, window))
+            clear, has_data = (part[trim] for part in read_mask(values, self.mask))
+        masks, first = {}, 0
+        for day in days:
+            own = slice(first, first + len(by_day[day]))
+            masks[day] = DayMasks(clear[own], has_data[own])
+            first = own.stop
+        return masks
 
     def read_day(
         self, day: dt.date, roi: ROI, *, masks: DayMasks | None = None
@@ -131,16 +140,21 @@ class CubeReader:
         rows = self.rows_of(day)
         stack = self._stack(rows, self.bands, roi, is_mask=False)
         dn = stack.compute(scheduler="threads", num_workers=self.threads)
-        masks = masks or self.read_masks(day, roi)
+        masks = masks or self.read_masks([day], roi)[day]
         return mosaic_items(dn, masks.clear, masks.has_data, [row.dn_shift for row in rows])
 
     def _stack(
-        self, rows: Sequence[ItemRow], assets: Sequence[str], roi: ROI, *, is_mask: bool,
+        self,
+        rows: Sequence[ItemRow],
+        assets: Sequence[str],
+        roi: ROI,
+        *,
+        is_mask: bool,
         chunk_px: int | None = None,
     ) -> da.Array:
         """Stack assets of items lazily, (item, asset, y, x), one chunk per file by default."""
         reader = RasterReader(
-            target=TargetGrid(self.lattice.crs, self.lattice.gsd_m),
+            target=TargetGrid(self.lattice.crs, self.lattice.gsd_m, self.lattice.anchor_m),
             resampling="nearest" if is_mask else self.resampling,
             dtype="uint8" if is_mask else "uint16",
             nodata=self.mask.nodata if is_mask else NODATA,
@@ -226,7 +240,8 @@ def open_cube_of(reader: CubeReader, roi: ROI, *, chunk_px: int = 1024) -> xr.Da
         name="dn",
         attrs={"dn_scale": DN_SCALE, "dn_offset": DN_OFFSET, "nodata": NODATA},
     )
-    return cube.rio.write_crs(reader.lattice.crs)
+    placed: xr.DataArray = cube.rio.write_crs(reader.lattice.crs)
+    return placed
 
 
 def _lazy_day(
@@ -266,7 +281,8 @@ def _mask_chunks(
     )  # fmt: skip
     if margin:
         read = read[:, margin:-margin, margin:-margin]
-    return read.rechunk((-1, *chunks))
+    rechunked: da.Array = read.rechunk((-1, *chunks))
+    return rechunked
 
 
 def _mosaic_chunk(

@@ -14,6 +14,7 @@ import pystac
 import stackstac
 from odc.geo.geobox import GeoBox
 from odc.stac import load as odc_load
+from pyproj import CRS
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
@@ -23,9 +24,7 @@ from bigmap.items import ItemRow
 
 Bounds = tuple[float, float, float, float]
 EDGE_POINTS = 41
-Loader = Callable[
-    [Sequence[ItemRow], Sequence[str], RasterReader, Lattice, ROI, int], da.Array
-]
+Loader = Callable[[Sequence[ItemRow], Sequence[str], RasterReader, Lattice, ROI, int], da.Array]
 
 
 class _StackstacReader:
@@ -38,8 +37,7 @@ class _StackstacReader:
     def __init__(self, reader: RasterReader, *, url: str, spec: Any, **_: Any) -> None:
         self.reader = reader
         self.url = url
-        self.row = round(-spec.bounds[3] / reader.target.gsd_m)
-        self.col = round(spec.bounds[0] / reader.target.gsd_m)
+        self.row, self.col = reader.target.index_of(spec.bounds[0], spec.bounds[3])
 
     def read(self, window: Window, **_: Any) -> npt.NDArray[Any]:
         """Read a window given relative to the bounds of the stack."""
@@ -126,7 +124,7 @@ def epsg_of(crs: str) -> int:
     ValueError
         If the CRS has none.
     """
-    code = GeoBox((1, 1), (1, 0, 0, 0, -1, 0), crs).crs.to_epsg()
+    code = CRS.from_user_input(crs).to_epsg()
     if code is None:
         raise ValueError(f"{crs} has no EPSG code, which stackstac needs")
     return int(code)
@@ -144,9 +142,7 @@ class _OdcReader:
     ) -> tuple[ROI, npt.NDArray[Any]]:
         """Read the whole of a GeoBox that lies on our grid."""
         del cfg, selection
-        gsd_m = self.reader.target.gsd_m
-        row = round(-dst_geobox.affine.f / gsd_m)
-        col = round(dst_geobox.affine.c / gsd_m)
+        row, col = self.reader.target.index_of(dst_geobox.affine.c, dst_geobox.affine.f)
         height, width = dst_geobox.shape
         data = self.reader.read(self.uri, (slice(row, row + height), slice(col, col + width)))
         if dst is not None:
@@ -205,7 +201,8 @@ def load_with_odc(
         driver=_OdcDriver(reader),
         fail_on_error=True,
     )
-    return da.stack([data[name].data for name in assets], axis=1)
+    stack: da.Array = da.stack([data[name].data for name in assets], axis=1)
+    return stack
 
 
 def _pystac_item(row: ItemRow, assets: Sequence[str]) -> pystac.Item:

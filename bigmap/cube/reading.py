@@ -17,17 +17,16 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from affine import Affine
 from pyproj import Transformer
 from rasterio.errors import CRSError, RasterioError, RasterioIOError
 from rasterio.windows import Window
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from bigmap import grid
-from bigmap.catalog import sign_href
-from bigmap.cube.resampling import locate_pixels, resample
+from bigmap.cube.resampling import FileGrid, TargetGrid, plan_sampling
 from bigmap.errors import ReadError
 from bigmap.grid import ROI
+from bigmap.signing import sign_href
 
 ALIGNED_TOLERANCE_PX = 1e-4
 
@@ -63,14 +62,6 @@ class Access:
         if self.s3_endpoint:
             options["AWS_S3_ENDPOINT"] = self.s3_endpoint
         return options
-
-
-@dataclass(frozen=True)
-class TargetGrid:
-    """The grid that files are read onto: a CRS and a pixel size, anchored at the origin."""
-
-    crs: str
-    gsd_m: float
 
 
 @dataclass(frozen=True)
@@ -136,39 +127,30 @@ class RasterReader:
 
     def _place(self, dataset: Any, roi: ROI) -> npt.NDArray[Any]:
         """Bring an open file onto the grid."""
-        empty = np.full(grid.shape_of(roi), self.nodata, dtype=self.dtype)
-        source, gsd_m = dataset.crs.to_wkt(), self.target.gsd_m
+        source = FileGrid(dataset.crs.to_wkt(), dataset.transform, dataset.shape)
 
         def read(rows: slice, cols: slice) -> npt.NDArray[Any]:
             window = Window.from_slices(rows, cols)
             pixels: npt.NDArray[Any] = dataset.read(1, window=window, out_dtype=self.dtype)
             return pixels
 
-        origin = find_origin(
-            self.target, source=source, transform=dataset.transform, shape=dataset.shape
-        )
+        origin = find_origin(self.target, source)
+        out = np.full(grid.shape_of(roi), self.nodata, dtype=self.dtype)
         if origin is None:
-            resampled = resample(
-                read,
-                shape=dataset.shape,
-                transform=dataset.transform,
-                places=locate_pixels(roi, gsd_m=gsd_m, target=self.target.crs, source=source),
-                gsd_m=gsd_m,
-                method=self.resampling,
-                nodata=self.nodata,
-            )
-            return empty if resampled is None else resampled
-        extent = tuple(slice(o, o + n) for o, n in zip(origin, dataset.shape, strict=True))
-        part = grid.intersect(roi, (extent[0], extent[1]))
+            rows, cols = roi
+            key = (rows.start, rows.stop, cols.start, cols.stop)
+            sampling = plan_sampling(self.target, key, source, self.resampling)
+            return out if sampling is None else sampling.apply(read(*sampling.window), self.nodata)
+        height, width = source.shape
+        extent = slice(origin[0], origin[0] + height), slice(origin[1], origin[1] + width)
+        part = grid.intersect(roi, extent)
         if not grid.is_empty(part):
-            empty[grid.relative(part, roi)] = read(*grid.relative(part, (extent[0], extent[1])))
-        return empty
+            out[grid.relative(part, roi)] = read(*grid.relative(part, extent))
+        return out
 
 
 @lru_cache(maxsize=4096)
-def find_origin(
-    target: TargetGrid, *, source: str, transform: Affine, shape: tuple[int, int]
-) -> tuple[int, int] | None:
+def find_origin(target: TargetGrid, source: FileGrid) -> tuple[int, int] | None:
     """Return the global index of a file's first pixel if the file lies on the grid.
 
     The two coincide if the file's corners, edges and middle fall on the grid's pixel corners,
@@ -179,18 +161,17 @@ def find_origin(
     tuple of int or None
         Row and column, or None where pixels must be resampled.
     """
-    height, width = shape
-    gsd_m = target.gsd_m
+    (height, width), transform, gsd_m = source.shape, source.transform, target.gsd_m
     cols, rows = np.meshgrid([0, width / 2, width], [0, height / 2, height])
-    x, y = transform * (cols, rows)
-    x, y = Transformer.from_crs(source, target.crs, always_xy=True).transform(x, y)
-    col, row = float(x[0, 0]) / gsd_m, -float(y[0, 0]) / gsd_m
-    if not (math.isfinite(col) and math.isfinite(row)):
+    x = transform.a * cols + transform.b * rows + transform.c
+    y = transform.d * cols + transform.e * rows + transform.f
+    x, y = Transformer.from_crs(source.crs, target.crs, always_xy=True).transform(x, y)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return None
-    origin = round(row), round(col)
+    origin = target.index_of(float(x[0, 0]), float(y[0, 0]))
     off = max(
-        float(np.abs(x / gsd_m - cols - origin[1]).max()),
-        float(np.abs(-y / gsd_m - rows - origin[0]).max()),
+        float(np.abs((x - target.anchor_m[0]) / gsd_m - cols - origin[1]).max()),
+        float(np.abs((target.anchor_m[1] - y) / gsd_m - rows - origin[0]).max()),
     )
     return origin if off < ALIGNED_TOLERANCE_PX else None
 

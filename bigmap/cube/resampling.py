@@ -3,15 +3,17 @@
 GDAL's warper approximates coordinates along each scanline of a window, so the same pixel
 differs between two windows; made exact, it spends most of its time in PROJ. Here the
 coordinates of a pixel come from exact ones at knots of a fixed lattice, every 16 pixels,
-interpolated bilinearly in between: the same for every window, and a ten-thousandth of a pixel
-off at most. They are shared by all files of one CRS. Kernels and the treatment of missing
+interpolated bilinearly in between: the same for every window, and less than a thousandth of a
+pixel off. Places and weights are computed once for all files that share a grid, which are all
+bands of one pixel size, and all dates, of an MGRS tile. Kernels and the treatment of missing
 pixels follow GDAL's warper (Keys 1981 with a = -0.5 for ``cubic``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -28,17 +30,21 @@ TIE_PX = 1e-6
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+ROIKey = tuple[int, int, int, int]
 
 
 def _weigh_bilinear(distance: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.maximum(1 - np.abs(distance), 0)
+    weight: npt.NDArray[Any] = np.maximum(1 - np.abs(distance), 0)
+    return weight
 
 
 def _weigh_cubic(distance: npt.NDArray[Any]) -> npt.NDArray[Any]:
     t = np.abs(distance)
     near = (1.5 * t - 2.5) * t * t + 1
     far = ((-0.5 * t + 2.5) * t - 4) * t + 2
-    return np.where(t <= 1, near, np.where(t < 2, far, 0))
+    weight: npt.NDArray[Any] = np.where(t <= 1, near, np.where(t < 2, far, 0))
+    return weight
 
 
 KERNELS: dict[str, tuple[int, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]]] = {
@@ -53,25 +59,62 @@ def _transformer(target: str, source: str) -> Transformer:
     return Transformer.from_crs(target, source, always_xy=True)
 
 
-@lru_cache(maxsize=8)
-def _locate(
-    target: str, source: str, gsd_m: float, rows: tuple[int, int], cols: tuple[int, int]
-) -> tuple[FloatArray, FloatArray]:
-    knots = [np.arange(a // KNOT_PX, (b - 1) // KNOT_PX + 2) * KNOT_PX for a, b in (rows, cols)]
-    x, y = np.meshgrid(knots[1] * gsd_m, -knots[0] * gsd_m)
-    located = _transformer(target, source).transform(x, y)
-    xs, ys = (_interpolate(values, knots, rows, cols) for values in located)
-    for values in (xs, ys):
-        values.flags.writeable = False
+@dataclass(frozen=True)
+class FileGrid:
+    """Where the pixels of a file lie."""
+
+    crs: str
+    transform: Affine
+    """Pixel (column, row) to metres of the file's CRS."""
+    shape: tuple[int, int]
+    """(y, x), in pixels."""
+
+
+@dataclass(frozen=True)
+class TargetGrid:
+    """The grid that files are read onto."""
+
+    crs: str
+    gsd_m: float
+    anchor_m: tuple[float, float] = (0.0, 0.0)
+    """Upper left corner of pixel (0, 0): x and y in metres."""
+
+    def index_of(self, x: float, y: float) -> tuple[int, int]:
+        """Return the row and column of the pixel whose upper left corner is nearest to a place."""
+        row, col = (self.anchor_m[1] - y) / self.gsd_m, (x - self.anchor_m[0]) / self.gsd_m
+        return round(row), round(col)
+
+
+def locate_pixels(target: TargetGrid, roi: ROI, source: str) -> tuple[FloatArray, FloatArray]:
+    """Return the centres of a region's pixels in the CRS of a file.
+
+    Parameters
+    ----------
+    target
+        The grid.
+    roi
+        ``(rows, cols)`` in global pixel indices of the grid.
+    source
+        CRS of the file.
+
+    Returns
+    -------
+    x, y
+        float64, (y, x), in metres of the file's CRS; infinite where there is no such place.
+    """
+    knots = [np.arange(p.start // KNOT_PX, (p.stop - 1) // KNOT_PX + 2) * KNOT_PX for p in roi]
+    x, y = np.meshgrid(
+        target.anchor_m[0] + knots[1] * target.gsd_m, target.anchor_m[1] - knots[0] * target.gsd_m
+    )
+    located = _transformer(target.crs, source).transform(x, y)
+    xs, ys = (_interpolate(values, knots, roi) for values in located)
     return xs, ys
 
 
-def _interpolate(
-    values: FloatArray, knots: list[IntArray], rows: tuple[int, int], cols: tuple[int, int]
-) -> FloatArray:
+def _interpolate(values: FloatArray, knots: list[IntArray], roi: ROI) -> FloatArray:
     """Interpolate values at knots (knot row, knot column) to the centres of pixels."""
-    for axis, (start, stop) in enumerate((rows, cols)):
-        places = (np.arange(start, stop) + 0.5 - knots[axis][0]) / KNOT_PX
+    for axis, part in enumerate(roi):
+        places = (np.arange(part.start, part.stop) + 0.5 - knots[axis][0]) / KNOT_PX
         left = np.floor(places).astype(np.int64)
         share = np.expand_dims(places - left, 1 - axis)
         low, high = np.take(values, left, axis), np.take(values, left + 1, axis)
@@ -79,148 +122,191 @@ def _interpolate(
     return values
 
 
-def locate_pixels(
-    roi: ROI, *, gsd_m: float, target: str, source: str
-) -> tuple[FloatArray, FloatArray]:
-    """Return the centres of a region's pixels in the CRS of a file.
+@dataclass(frozen=True)
+class _Kernel:
+    """Weights of the neighbours of each place, the same for all files of one grid."""
+
+    first: npt.NDArray[np.int32]
+    """Flat index, in what is read, of the first neighbour."""
+    rows: tuple[Float32Array, ...]
+    cols: tuple[Float32Array, ...]
+    """Weight of each neighbour along an axis; a pixel's weight is the product."""
+    total: Float32Array | None
+    """Sum of the weights where the kernel is stretched; without stretching it is one."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Where to read a file, and how the pixels of a region follow from what was read."""
+
+    window: tuple[slice, slice]
+    """Rows and columns of the file to read."""
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    """Pixels to add around them, where kernels reach beyond the file."""
+    inside: npt.NDArray[np.bool_]
+    """Places that lie in the file, (y, x)."""
+    nearest: npt.NDArray[np.int32]
+    """Flat index of the pixel that holds each place."""
+    kernels: tuple[_Kernel, ...]
+    """The kernel wanted, then the one that replaces it where neighbours are missing."""
+
+    def apply(self, read: npt.NDArray[Any], nodata: int) -> npt.NDArray[Any]:
+        """Resample what was read.
+
+        A place has a value where the file's pixel that holds it has one; missing neighbours are
+        left out and the weights of the others scaled up. A cubic kernel that misses a neighbour
+        falls back to the bilinear one.
+
+        Parameters
+        ----------
+        read
+            The pixels of :attr:`window`, (y, x).
+        nodata
+            Value of missing pixels, in the file and in the result.
+
+        Returns
+        -------
+        numpy.ndarray
+            (y, x) in the dtype of the file.
+        """
+        pixels = np.pad(read, self.padding, constant_values=nodata)
+        flat = pixels.ravel()
+        nearest = flat.take(self.nearest, mode="clip")
+        found = self.inside & (nearest != nodata)
+        if not self.kernels:
+            return np.where(found, nearest, np.asarray(nodata, pixels.dtype))
+        known = flat != nodata
+        values = flat.astype(np.float32)
+        # Values are weighed alike whether or not the window misses a pixel somewhere.
+        result, complete = _weigh(values, known, self.kernels[0], pixels.shape[1])
+        if complete is not None and len(self.kernels) > 1:
+            fallback, _ = _weigh(values, known, self.kernels[1], pixels.shape[1])
+            result = np.where(complete, result, fallback)
+        info = np.iinfo(pixels.dtype)
+        # Rounding must not turn a value into "no value".
+        result = np.clip(np.rint(result), info.min + (nodata == info.min), info.max)
+        return np.where(found, result, np.float32(nodata)).astype(pixels.dtype)
+
+
+@lru_cache(maxsize=12)
+def plan_sampling(
+    target: TargetGrid, roi: ROIKey, source: FileGrid, method: str
+) -> Sampling | None:
+    """Plan the resampling of a file onto a region.
+
+    Kernels widen where the file is finer than the grid, as GDAL's do.
 
     Parameters
     ----------
+    target
+        The grid.
     roi
-        ``(rows, cols)`` in global pixel indices of the grid.
-    gsd_m
-        Pixel size of the grid, in metres.
-    target, source
-        CRS of the grid and of the file.
-
-    Returns
-    -------
-    x, y
-        float64, (y, x), in metres of the file's CRS; infinite where there is no such place. Not
-        to be written to: they are shared.
-    """
-    rows, cols = roi
-    return _locate(target, source, gsd_m, (rows.start, rows.stop), (cols.start, cols.stop))
-
-
-def resample(
-    read: Callable[[slice, slice], npt.NDArray[Any]],
-    *,
-    shape: tuple[int, int],
-    transform: Affine,
-    places: tuple[FloatArray, FloatArray],
-    gsd_m: float,
-    method: str,
-    nodata: int,
-) -> npt.NDArray[Any] | None:
-    """Resample a file at given places.
-
-    A pixel has a value where the file's pixel that holds its centre has one; missing neighbours
-    are left out and the weights of the others scaled up. A cubic kernel that misses a neighbour
-    falls back to the bilinear one. Kernels widen where the file is finer than the grid.
-
-    Parameters
-    ----------
-    read
-        Reads rows and columns of the file, (y, x); called once, with slices inside it.
-    shape
-        Size of the file in pixels, (y, x).
-    transform
-        Of the file: pixel (column, row) to metres.
-    places
-        x and y of the wanted pixels' centres, float64 (y, x), in the file's CRS.
-    gsd_m
-        Pixel size of the grid, in metres.
+        First and last row, first and last column (ends excluded), in global pixel indices.
+    source
+        The grid of the file.
     method
         ``nearest``, ``bilinear`` or ``cubic``.
-    nodata
-        Value of missing pixels, in the file and in the result.
 
     Returns
     -------
-    numpy.ndarray or None
-        (y, x) in the dtype of the file; None where no place lies in the file.
+    Sampling or None
+        None where no place lies in the file.
     """
-    inverse = ~transform
-    x, y = places
+    x, y = locate_pixels(target, (slice(*roi[:2]), slice(*roi[2:])), source.crs)
+    inverse = ~source.transform
     cols = inverse.a * x + inverse.b * y + inverse.c
     rows = inverse.d * x + inverse.e * y + inverse.f
     with np.errstate(invalid="ignore"):
         inside = (rows >= -TIE_PX) & (cols >= -TIE_PX)
-        inside &= (rows < shape[0] - TIE_PX) & (cols < shape[1] - TIE_PX)
+        inside &= (rows < source.shape[0] - TIE_PX) & (cols < source.shape[1] - TIE_PX)
     if not inside.any():
         return None
-    ratios = (abs(transform.e) / gsd_m, abs(transform.a) / gsd_m)
-    radius = KERNELS[method][0] if method in KERNELS else 0
-    reach = tuple(math.ceil(radius / min(ratio, 1.0)) + 1 for ratio in ratios)
-    window = tuple(
-        slice(
-            max(0, int(values[inside].min()) - margin),
-            min(size, int(values[inside].max()) + margin + 2),
-        )
-        for values, margin, size in zip((rows, cols), reach, shape, strict=True)
+    ratios = (
+        abs(source.transform.e) / target.gsd_m,
+        abs(source.transform.a) / target.gsd_m,
     )
-    pixels = read(*window)
-    # From here on in pixels of what was read, with the centre of the first pixel at 0.5.
-    rows = np.where(inside, rows - window[0].start, 0.0)
-    cols = np.where(inside, cols - window[1].start, 0.0)
-    nearest = pixels[
-        _clip(np.floor(rows + TIE_PX), pixels.shape[0]),
-        _clip(np.floor(cols + TIE_PX), pixels.shape[1]),
+    methods = {"nearest": (), "bilinear": ("bilinear",), "cubic": ("cubic", "bilinear")}[method]
+    reach = [max([0] + [_reach(m, ratio) for m in methods]) + 1 for ratio in ratios]
+    wanted = [
+        (int(values[inside].min()) - margin, int(values[inside].max()) + margin + 1)
+        for values, margin in zip((rows, cols), reach, strict=True)
     ]
-    found = inside & (nearest != nodata)
-    if method == "nearest":
-        return np.where(found, nearest, np.asarray(nodata, pixels.dtype))
-    values = _convolve(pixels, rows - 0.5, cols - 0.5, ratios, method, nodata)
-    info = np.iinfo(pixels.dtype)
-    # Rounding must not turn a value into "no value".
-    rounded = np.clip(np.rint(values), info.min + (nodata == info.min), info.max)
-    return np.where(found, rounded, nodata).astype(pixels.dtype)
+    window = [
+        slice(max(0, low), min(size, high))
+        for (low, high), size in zip(wanted, source.shape, strict=True)
+    ]
+    padding = [
+        (part.start - low, high - part.stop)
+        for part, (low, high) in zip(window, wanted, strict=True)
+    ]
+    width = wanted[1][1] - wanted[1][0]
+    rows = np.where(inside, rows - wanted[0][0], reach[0])
+    cols = np.where(inside, cols - wanted[1][0], reach[1])
+    nearest = np.floor(rows + TIE_PX) * width + np.floor(cols + TIE_PX)
+    return Sampling(
+        window=(window[0], window[1]),
+        padding=(padding[0], padding[1]),
+        inside=inside,
+        nearest=nearest.astype(np.int32),
+        kernels=tuple(_plan_kernel(rows - 0.5, cols - 0.5, width, ratios, m) for m in methods),
+    )
 
 
-def _convolve(
-    pixels: npt.NDArray[Any], rows: FloatArray, cols: FloatArray, ratios: tuple[float, float],
-    method: str, nodata: int,
-) -> npt.NDArray[np.float32]:  # fmt: skip
-    """Weigh the pixels around each place; NaN where there is none."""
-    total = np.zeros(rows.shape, np.float32)
-    weights = np.zeros(rows.shape, np.float32)
-    complete = np.ones(rows.shape, bool)
-    is_whole = bool((pixels != nodata).all())
-    for row, row_weight in _taps(rows, ratios[0], method):
-        row_inside = (row >= 0) & (row < pixels.shape[0])
-        row_index = _clip(row, pixels.shape[0])
-        for col, col_weight in _taps(cols, ratios[1], method):
-            weight = row_weight * col_weight
-            value = pixels[row_index, _clip(col, pixels.shape[1])]
-            known = row_inside & (col >= 0) & (col < pixels.shape[1])
-            if not is_whole:
-                known &= value != nodata
-            complete &= known | (weight == 0)
-            weight = np.where(known, weight, np.float32(0))
-            total += weight * value
-            weights += weight
+def _reach(method: str, ratio: float) -> int:
+    return math.ceil(KERNELS[method][0] / min(ratio, 1.0))
+
+
+def _plan_kernel(
+    rows: FloatArray, cols: FloatArray, width: int, ratios: tuple[float, float], method: str
+) -> _Kernel:
+    weights, firsts = [], []
+    for places, ratio in ((rows, ratios[0]), (cols, ratios[1])):
+        stretch, reach = min(ratio, 1.0), _reach(method, ratio)
+        base = np.floor(places)
+        share = (places - base).astype(np.float32)
+        firsts.append(base.astype(np.int32) + (1 - reach))
+        taps = range(1 - reach, reach + 1)
+        weigh = KERNELS[method][1]
+        weights.append(tuple(weigh((np.float32(t) - share) * np.float32(stretch)) for t in taps))
+    total = None
+    if min(ratios) < 1:
+        total = sum(weights[0][1:], weights[0][0]) * sum(weights[1][1:], weights[1][0])
+    return _Kernel(firsts[0] * np.int32(width) + firsts[1], weights[0], weights[1], total)
+
+
+def _weigh(
+    values: Float32Array, known: npt.NDArray[np.bool_], kernel: _Kernel, width: int
+) -> tuple[Float32Array, npt.NDArray[np.bool_] | None]:
+    """Weigh neighbours; also tell where none was missing, None where none was anywhere."""
+    if known.all():
+        result = _sum_taps(values, kernel, width)
+        return (result if kernel.total is None else result / kernel.total), None
+    result = _sum_taps(np.where(known, values, np.float32(0)), kernel, width)
+    presence = _sum_taps(known.astype(np.float32), kernel, width)
+    missing = _sum_taps((~known).astype(np.float32), kernel, width, of_magnitudes=True)
+    complete = missing == 0
+    total = np.float32(1) if kernel.total is None else kernel.total
     with np.errstate(invalid="ignore", divide="ignore"):
-        values = total / weights
-    if method == "cubic" and not complete.all():
-        fallback = _convolve(pixels, rows, cols, ratios, "bilinear", nodata)
-        values = np.where(complete, values, fallback)
-    return values
+        scaled = (result / np.where(complete, total, presence)).astype(np.float32)
+    if kernel.total is None:
+        np.copyto(scaled, result, where=complete)
+    return scaled, complete
 
 
-def _taps(
-    places: FloatArray, ratio: float, method: str
-) -> Iterator[tuple[IntArray, npt.NDArray[np.float32]]]:
-    """Yield the neighbours along one axis: index of the pixel, and its weight."""
-    radius, weigh = KERNELS[method]
-    stretch = min(ratio, 1.0)
-    reach = math.ceil(radius / stretch)
-    first = np.floor(places)
-    share = places - first
-    first = first.astype(np.int64)
-    for tap in range(1 - reach, reach + 1):
-        yield first + tap, weigh((tap - share) * stretch).astype(np.float32)
-
-
-def _clip(index: npt.NDArray[Any], size: int) -> IntArray:
-    return np.clip(index, 0, size - 1).astype(np.int64)
+def _sum_taps(
+    flat: Float32Array, kernel: _Kernel, width: int, *, of_magnitudes: bool = False
+) -> Float32Array:
+    """Add up weighted neighbours, in one fixed order."""
+    total = np.zeros(kernel.first.shape, np.float32)
+    line, tap = np.empty_like(total), np.empty_like(total)
+    index = np.empty_like(kernel.first)
+    for row, row_weight in enumerate(kernel.rows):
+        line[:] = 0
+        for col, col_weight in enumerate(kernel.cols):
+            np.add(kernel.first, np.int32(row * width + col), out=index)
+            np.take(flat, index, out=tap, mode="clip")
+            tap *= np.abs(col_weight) if of_magnitudes else col_weight
+            line += tap
+        line *= np.abs(row_weight) if of_magnitudes else row_weight
+        total += line
+    return total

@@ -7,6 +7,7 @@ means nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import torch
@@ -34,9 +35,7 @@ class SmallConvModel(MapModel):
         Of the random weights.
     """
 
-    def __init__(
-        self, *, upscale: int = 2, width: int = 8, depth: int = 2, seed: int = 0
-    ) -> None:
+    def __init__(self, *, upscale: int = 2, width: int = 8, depth: int = 2, seed: int = 0) -> None:
         super().__init__()
         if not 1 <= upscale <= 8 or not 1 <= width <= 256 or not 1 <= depth <= 32:
             raise ValueError("upscale must be 1 to 8, width 1 to 256 and depth 1 to 32")
@@ -62,7 +61,7 @@ class SmallConvModel(MapModel):
         sizes = [len(bands)] + [width] * depth
         self.hidden = nn.ModuleList(
             nn.Conv2d(fan_in, fan_out, 3, padding=1)
-            for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True)
+            for fan_in, fan_out in itertools.pairwise(sizes)
         )
         self.head = nn.Conv2d(width, len(CLASS_NAMES) * upscale**2, 3, padding=1)
         generator = torch.Generator().manual_seed(seed)

@@ -188,7 +188,9 @@ def test_weights_come_back_and_belong_to_their_model(tmp_path):
         build_model("small-conv", {"width": 9}, weights=str(file))
     with pytest.raises(ModelError, match="ndvi has no weights"):
         build_model("ndvi", weights=str(file))
-    trained.spec = type(trained.spec)(**{**vars(trained.spec), "bands": ("red", "green", "blue", "nir")})
+    trained.spec = type(trained.spec)(
+        **{**vars(trained.spec), "bands": ("red", "green", "blue", "nir")}
+    )
     save_weights(trained, file)
     with pytest.raises(ModelError, match="is for bands"):
         build_model("small-conv", weights=str(file))

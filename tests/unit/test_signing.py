@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from bigmap.catalog import sign_href
 from bigmap.errors import CatalogError, ReadError
+from bigmap.signing import sign_href
 
 sas = pytest.importorskip("planetary_computer.sas")
 HREF = "https://sentinel2l2a01.blob.core.windows.net/sentinel2-l2/35/M/NM/B04.tif"
