@@ -6,9 +6,10 @@ import json
 import logging
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -28,7 +29,6 @@ USER_ERROR = 2
 app = typer.Typer(
     name="bigmap",
     help="Maps of any area from Sentinel-2, super-resolved and segmented, on Dask.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -243,16 +243,29 @@ def status_dict(status: RunStatus) -> dict[str, Any]:
     return asdict(status) | {"missing": status.missing, "running": running}
 
 
-def main() -> None:
-    """Run the command line; errors that a user can mend end in one sentence and exit code 2."""
-    logging.basicConfig(level=logging.ERROR)
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; what a user can mend ends in one sentence and exit code 2.
+
+    Parameters
+    ----------
+    arguments
+        By default those of the process; without any, the help is shown.
+    """
+    logging.basicConfig(level=logging.CRITICAL)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app()
+        sys.exit(app(given or ["--help"], prog_name="bigmap", standalone_mode=False))
     except BigmapError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"bigmap: {error}", markup=False
-        )
-        sys.exit(USER_ERROR)
+        fail(str(error))
+    except typer.TyperException as error:
+        fail(f"{error.format_message().rstrip('.')}; see bigmap --help")
+
+
+def fail(message: str) -> NoReturn:
+    """Print a message as one line and end with exit code 2."""
+    line = " ".join(message.split())
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"bigmap: {line}", markup=False)
+    sys.exit(USER_ERROR)
 
 
 if __name__ == "__main__":

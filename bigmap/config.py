@@ -12,16 +12,20 @@ from __future__ import annotations
 import datetime as dt
 import difflib
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
+    Strict,
     ValidationError,
     field_validator,
     model_validator,
@@ -34,8 +38,28 @@ from bigmap.errors import RecipeError
 MAX_RECIPE_BYTES = 1_000_000
 PATH_FIELDS = (("area", "file"), ("source", "files"), ("source", "cache"), ("model", "weights"))
 
-Positive = Annotated[int, Field(gt=0)]
-PowerOfTwo = Annotated[int, Field(gt=0, le=65536)]
+MAX_SHOWN = 80
+REMOTE_OUTPUTS = ("s3", "gs", "az")
+
+_CREDENTIALS = re.compile(
+    r"://[^/?#]*@|[?&][^=&]*(?:token|key|secret|password|credential|signature|sig)=", re.IGNORECASE
+)
+
+
+def refuse_credentials(place: str) -> str:
+    """Refuse a place with a password or a signature: recipes are stored with every map."""
+    if _CREDENTIALS.search(place):
+        raise ValueError("must not hold credentials or a signature; give them in the environment")
+    return place
+
+
+Place = Annotated[str, Field(min_length=1), AfterValidator(refuse_credentials)]
+"""A path or a URL."""
+# Strict, because true, or YAML's yes, would pass for 1.
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+Positive = Annotated[Whole, Field(gt=0, le=65536)]
+Metres = Annotated[Number, Field(ge=-1e8, le=1e8)]
 BandResampling = Literal["bilinear", "cubic", "nearest"]
 
 
@@ -46,14 +70,14 @@ class _Part(BaseModel):
 class AreaConfig(_Part):
     """What to map: a bounding box or the polygons of a file."""
 
-    bbox: tuple[float, float, float, float] | None = Field(
+    bbox: tuple[Number, Number, Number, Number] | None = Field(
         None,
         description="West, south, east, north in degrees (EPSG:4326); west > east crosses the "
         "antimeridian.",
     )
-    file: str | None = Field(None, description="Polygons: GeoJSON, GPKG or GeoParquet, any CRS.")
-    buffer_m: float = Field(0.0, ge=0, description="Grow the area by this many metres.")
-    clip_bbox: tuple[float, float, float, float] | None = Field(
+    file: Place | None = Field(None, description="Polygons: GeoJSON, GPKG or GeoParquet, any CRS.")
+    buffer_m: Number = Field(0.0, ge=0, le=1e6, description="Grow the area by this many metres.")
+    clip_bbox: tuple[Number, Number, Number, Number] | None = Field(
         None, description="Map only what lies inside this box too, in degrees; set by --bbox."
     )
 
@@ -82,14 +106,16 @@ class GridConfig(_Part):
     """The input grid and its partition; the lattices start at the origin of the CRS."""
 
     crs: str = Field(description="Projected CRS in metres, for example EPSG:25831.")
-    gsd_m: float = Field(10.0, gt=0, description="Pixel size of the input grid, in metres.")
-    anchor_m: tuple[float, float] = Field(
+    gsd_m: Number = Field(
+        10.0, ge=0.1, le=10_000, description="Pixel size of the input grid, in metres."
+    )
+    anchor_m: tuple[Metres, Metres] = Field(
         (0.0, 0.0),
         description="A corner of pixels, x and y in metres of the CRS, to which all lattices are "
         "anchored; move it off the origin only to meet another product's pixels.",
     )
-    core_px: PowerOfTwo = Field(128, description="Side of a window's core, in input pixels.")
-    cell_px: PowerOfTwo = Field(
+    core_px: Positive = Field(128, description="Side of a window's core, in input pixels.")
+    cell_px: Positive = Field(
         1024, description="Side of a cell, whose cores share one choice of dates, in input pixels."
     )
     block_px: Positive = Field(
@@ -137,12 +163,12 @@ class SclMask(_Part):
 
     kind: Literal["scl"] = "scl"
     asset: str = "scl"
-    clear_values: tuple[int, ...] = Field(
+    clear_values: tuple[Whole, ...] = Field(
         (2, 4, 5, 6, 7, 11),
         min_length=1,
         description="SCL classes that count as clear; 0 and 1 never should.",
     )
-    dilate_px: int = Field(0, ge=0, le=64, description="Grow what is not clear, in input pixels.")
+    dilate_px: Whole = Field(0, ge=0, le=64, description="Grow what is not clear, in input pixels.")
 
 
 class BinaryMask(_Part):
@@ -150,8 +176,8 @@ class BinaryMask(_Part):
 
     kind: Literal["binary"]
     asset: str
-    clear_value: int = Field(0, ge=0, le=254)
-    dilate_px: int = Field(0, ge=0, le=64, description="Grow what is not clear, in input pixels.")
+    clear_value: Whole = Field(0, ge=0, le=254)
+    dilate_px: Whole = Field(0, ge=0, le=64, description="Grow what is not clear, in input pixels.")
 
 
 class ProbabilityMask(_Part):
@@ -159,8 +185,8 @@ class ProbabilityMask(_Part):
 
     kind: Literal["probability"]
     asset: str
-    max_percent: int = Field(40, ge=0, le=100)
-    dilate_px: int = Field(0, ge=0, le=64, description="Grow what is not clear, in input pixels.")
+    max_percent: Whole = Field(40, ge=0, le=100)
+    dilate_px: Whole = Field(0, ge=0, le=64, description="Grow what is not clear, in input pixels.")
 
 
 class NoMask(_Part):
@@ -180,15 +206,15 @@ class AccessConfig(_Part):
     )
     unsigned_s3: bool = Field(True, description="Read s3:// hrefs without credentials.")
     requester_pays: bool = Field(False, description="Accept the cost of requester-pays buckets.")
-    s3_endpoint: str | None = Field(None, description="Host of an S3 service other than AWS.")
-    timeout_s: float = Field(30.0, gt=0, description="Time without data until a request fails.")
-    retries: int = Field(4, ge=0, le=20, description="Further attempts at a request or a read.")
+    s3_endpoint: Place | None = Field(None, description="Host of an S3 service other than AWS.")
+    timeout_s: Number = Field(30.0, gt=0, description="Time without data until a request fails.")
+    retries: Whole = Field(4, ge=0, le=20, description="Further attempts at a request or a read.")
 
 
 class _Source(_Part):
     start: dt.date = Field(description="First day, included.")
     end: dt.date = Field(description="Last day, included.")
-    max_cloud_percent: float = Field(100.0, ge=0, le=100, description="Limit on eo:cloud_cover.")
+    max_cloud_percent: Number = Field(100.0, ge=0, le=100, description="Limit on eo:cloud_cover.")
     harmonise: Literal["flag", "baseline", "drop", "refuse"] = Field(
         "flag",
         description="Where an item contradicts itself about the -0.1 offset of baseline 04.00: "
@@ -208,7 +234,7 @@ class StacApiSource(_Source):
     """A STAC API with item search."""
 
     kind: Literal["stac-api"]
-    url: str = Field(pattern=r"^https?://", description="Root of the API.")
+    url: Place = Field(pattern=r"^https?://[^/]", description="Root of the API.")
     collection: str
 
 
@@ -216,7 +242,7 @@ class FilesSource(_Source):
     """Items in files: STAC items, item collections (JSON) or stac-geoparquet."""
 
     kind: Literal["files"]
-    files: tuple[str, ...] = Field(min_length=1)
+    files: tuple[Place, ...] = Field(min_length=1)
     collection: str | None = Field(None, description="Keep items of this collection only.")
 
 
@@ -224,7 +250,7 @@ class StaticCatalogSource(_Source):
     """A static catalogue, followed from its catalog.json or collection.json."""
 
     kind: Literal["static-catalog"]
-    files: tuple[str, ...] = Field(min_length=1, max_length=1)
+    files: tuple[Place, ...] = Field(min_length=1, max_length=1)
     collection: str | None = Field(None, description="Keep items of this collection only.")
 
 
@@ -232,8 +258,8 @@ class SimulatedSource(_Source):
     """Simulated Sentinel-2 scenes, written as COGs when they are first needed."""
 
     kind: Literal["simulated"]
-    seed: int = Field(0, ge=0)
-    cache: str | None = Field(
+    seed: Whole = Field(0, ge=0)
+    cache: Place | None = Field(
         None, description="Folder of the scenes; by default in the user's cache folder."
     )
 
@@ -261,15 +287,15 @@ class ReadingConfig(_Part):
 class DatesConfig(_Part):
     """Which dates a cell is mapped from: the clearest first."""
 
-    max_per_cell: int = Field(12, ge=1, le=400)
-    min_clear_percent: float = Field(25.0, ge=0, le=100)
+    max_per_cell: Whole = Field(12, ge=1, le=400)
+    min_clear_percent: Number = Field(25.0, ge=0, le=100)
 
 
 class ModelConfig(_Part):
     """The model; its bands, upscale, halo and layers follow from it."""
 
     name: str
-    weights: str | None = Field(None, description="A safetensors file with its model card.")
+    weights: Place | None = Field(None, description="A safetensors file with its model card.")
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
 
 
@@ -277,7 +303,7 @@ class InferenceConfig(_Part):
     """How windows go through the model."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    batch_windows: int = Field(8, ge=1, le=1024)
+    batch_windows: Whole = Field(8, ge=1, le=1024)
     overlap: Literal["auto", "trim", "blend"] = Field(
         "auto",
         description="Cut windows back to their cores, or blend neighbours over their halos; auto "
@@ -289,34 +315,38 @@ class InferenceConfig(_Part):
 class OutputConfig(_Part):
     """The map."""
 
-    path: str = Field(description="Folder or s3:// URL that ends in .zarr.")
+    path: Place = Field(description="Folder or s3:// URL that ends in .zarr.")
     layers: tuple[str, ...] | None = Field(
         None, min_length=1, description="Layers to write; by default all that the model has."
     )
-    overviews: int = Field(3, ge=0, le=12, description="Number of halved levels below the map.")
+    overviews: Whole = Field(3, ge=0, le=12, description="Number of halved levels below the map.")
 
     @field_validator("path")
     @classmethod
     def _check_path(cls, value: str) -> str:
-        if not value.rstrip("/").endswith(".zarr"):
+        value = value.rstrip("/")
+        if not value.endswith(".zarr"):
             raise ValueError(f"{value!r} does not end in .zarr")
-        if any(part == "@" or "@" in part.split("/")[0] for part in value.split("://")[1:]):
-            raise ValueError("a path must not hold credentials; give them in the environment")
-        return value.rstrip("/")
+        scheme, separator, _ = value.rpartition("://")
+        if separator and scheme not in REMOTE_OUTPUTS:
+            raise ValueError(
+                f"{value!r} cannot be written; give a folder, or a URL with s3://, gs:// or az://"
+            )
+        return value
 
 
 class LocalCluster(_Part):
     """Worker processes on this machine."""
 
     kind: Literal["local"] = "local"
-    workers: int | None = Field(None, ge=1, le=512, description="By default one per two cores.")
-    blocks_per_worker: int = Field(
+    workers: Whole | None = Field(None, ge=1, le=512, description="By default one per two cores.")
+    blocks_per_worker: Whole = Field(
         2,
         ge=1,
         le=16,
         description="Blocks that a worker has in hand, so that one reads while another predicts.",
     )
-    memory_gb: float | None = Field(
+    memory_gb: Number | None = Field(
         None, gt=0, description="Memory of one worker; by default an equal share of the machine."
     )
 
@@ -342,16 +372,41 @@ class Recipe(_Part):
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys, which YAML would silently let win."""
+    """Safe YAML without the parts that surprise: see each method."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse aliases: a few lines of them expand to more than fits in memory."""
+        if self.check_event(yaml.AliasEvent):
+            problem = "anchors and aliases are refused"
+            raise yaml.composer.ComposerError(None, None, problem, self.current_event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Give values that do not fit their tag the line they stand on."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError):
+            tag = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a value is no {tag}", node.start_mark
+            ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        doubled = {str(key) for key in keys if keys.count(key) > 1}
+        """Refuse duplicate keys, of which YAML would silently take the last."""
+        counts = Counter(str(self.construct_object(key, deep=True)) for key, _ in node.value)
+        doubled = sorted(key for key, count in counts.items() if count > 1)
         if doubled:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {', '.join(sorted(doubled))} stands twice", node.start_mark
+                None, None, f"the key {', '.join(doubled)} stands twice", node.start_mark
             )
         return super().construct_mapping(node, deep=deep)
+
+
+# A day stays a text, so that a wrong one is an error of its field and not of YAML.
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [entry for entry in entries if not entry[0].endswith(":timestamp")]
+    for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -376,7 +431,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for part, field in PATH_FIELDS:
         section = raw.get(part)
         if isinstance(section, dict) and field in section:
-            section[field] = _resolve(section[field], file.parent)
+            try:
+                section[field] = _resolve(section[field], file.parent)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise RecipeError(f"{file}: {part}.{field}: is not a path ({error})") from None
     return parse_recipe(raw, origin=str(file))
 
 
@@ -390,24 +448,40 @@ def parse_recipe(raw: Mapping[str, Any], *, origin: str = "recipe") -> Recipe:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping, with the safe loader only."""
-    if not file.is_file():
-        raise RecipeError(f"{file}: no such file")
-    if file.stat().st_size > MAX_RECIPE_BYTES:
-        raise RecipeError(f"{file}: larger than {MAX_RECIPE_BYTES} bytes, so not a recipe")
     try:
-        raw = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - safe subclass
-    except OSError as error:
-        raise RecipeError(f"{file}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, yaml.reader.ReaderError):
-        raise RecipeError(f"{file}: is not a text file in UTF-8") from None
+        with file.open("rb") as stream:
+            content = stream.read(MAX_RECIPE_BYTES + 1)
+    except FileNotFoundError:
+        raise RecipeError(f"{file}: no such file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"{file}: cannot be read ({reason})") from None
+    if len(content) > MAX_RECIPE_BYTES:
+        raise RecipeError(f"{file}: larger than {MAX_RECIPE_BYTES} bytes, so not a recipe")
+    raw = parse_yaml(content, origin=str(file))
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{file}: holds no fields; a recipe starts with name:, area:, grid:")
+    return raw
+
+
+def parse_yaml(content: str | bytes, *, origin: str) -> Any:
+    """Parse YAML in UTF-8; bytes of a file, or the text of an override.
+
+    Raises
+    ------
+    RecipeError
+        If it is not YAML, or has tags, aliases or duplicate keys; the message names the line.
+    """
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a subclass of the safe one
+    except (UnicodeError, yaml.reader.ReaderError):
+        raise RecipeError(f"{origin}: is not a text in UTF-8") from None
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "too deeply nested"
-        raise RecipeError(f"{file}: is not valid YAML{where}: {problem}") from None
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{file}: holds no fields; a recipe starts with name:, area:, grid:")
-    return raw
+        raise RecipeError(f"{origin}: is not valid YAML{where}: {problem}") from None
 
 
 def write_schema(path: str | Path) -> None:
@@ -422,10 +496,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not separator or not all(parts):
         raise RecipeError(f"--set {override!r}: write it as dotted.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {key}: {text!r} is not a YAML value") from None
+    value = parse_yaml(text, origin=f"--set {key}")
     section = raw
     for part in parts[:-1]:
         section = section.setdefault(part, {})
@@ -448,30 +519,50 @@ def _explain(error: ValidationError) -> str:
     # An unknown key explains a missing one (a misspelt field gives both), so it comes first.
     errors.sort(key=lambda entry: entry["type"] != "extra_forbidden")
     first = errors[0]
-    field = ".".join(str(part) for part in first["loc"] if not _is_tag(part, first["loc"]))
+    field = _name_field(first["loc"])
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"{field} is not a known field{_suggest(first['loc'])}{more}"
-    if first["type"] == "missing":
-        return f"{field} is missing{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
-    if first["type"] == "value_error":
-        shown = ""
-    return f"{field or 'recipe'}: {message}{shown}{more}"
+    match first["type"]:
+        case "extra_forbidden":
+            return f"{field} is not a known field{_suggest(first['loc'])}{more}"
+        case "missing":
+            return f"{field} is missing{more}"
+        case "union_tag_not_found":
+            return f"{field}.kind is missing{more}"
+        case "union_tag_invalid":
+            given, known = first["ctx"]["tag"], first["ctx"]["expected_tags"]
+            return f"{field}.kind: {_show(given)} is unknown; there are {known}{more}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{field}: must hold fields{_contrast(first['input'])}{more}"
+        case "value_error":
+            return f"{field or 'recipe'}: {first['msg'].removeprefix('Value error, ')}{more}"
+    return f"{field or 'recipe'}: {first['msg']}{_contrast(first['input'])}{more}"
 
 
-SOURCE_TAGS = ("stac-api", "files", "static-catalog", "simulated")
-MASK_TAGS = ("scl", "binary", "probability", "none")
+def _contrast(given: Any) -> str:
+    """Say what was given, where that is short and no secret."""
+    if not isinstance(given, str | int | float | bool) or _CREDENTIALS.search(str(given)):
+        return ""
+    return f", not {_show(given)}"
 
 
-def _is_tag(part: Any, loc: tuple[Any, ...]) -> bool:
-    """Tell pydantic's union tags in an error's location from fields."""
-    place = loc.index(part)
-    return place > 0 and (
-        (loc[place - 1] == "source" and part in SOURCE_TAGS)
-        or (loc[place - 1] == "mask" and part in MASK_TAGS)
+def _show(given: Any) -> str:
+    text = repr(given)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+UNION_TAGS = {
+    "source": ("stac-api", "files", "static-catalog", "simulated"),
+    "mask": ("scl", "binary", "probability", "none"),
+}
+
+
+def _name_field(loc: tuple[int | str, ...]) -> str:
+    """Join an error's location, without the tags that pydantic adds to it after a union."""
+    before: tuple[int | str, ...] = ("", *loc)
+    return ".".join(
+        str(part)
+        for parent, part in zip(before, loc, strict=False)
+        if part not in UNION_TAGS.get(str(parent), ())
     )
 
 
@@ -485,5 +576,6 @@ def _suggest(loc: tuple[Any, ...]) -> str:
                 collect(value)
 
     collect(Recipe.model_json_schema())
+    known.discard(str(loc[-1]))  # a field of another part, or of another kind of source
     close = difflib.get_close_matches(str(loc[-1]), sorted(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
