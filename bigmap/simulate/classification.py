@@ -78,7 +78,7 @@ def classify_scene(seed: int, scene: Scene, x: F64, y: F64) -> U8:
     scl[(scene.blue > 0.15) & white & (scl != SNOW) & (scene.cloud > 0.02)] = UNCLASSIFIED
     scl[scene.cirrus > 0.05] = CIRRUS
     scl[likely] = CLOUD_LIKELY
-    scl[likely & (scene.blue > 0.30)] = CLOUD_SURE
+    scl[likely & (scene.blue > 0.38)] = CLOUD_SURE
     return scl
 
 

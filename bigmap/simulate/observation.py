@@ -85,25 +85,26 @@ class Observation:
 
     def classify(self) -> npt.NDArray[np.uint8]:
         """Return a scene classification with Sen2Cor's kinds of error, uint8 (y, x) at 20 m."""
-        sky = self.weather
-        blue, red, nir = (self._see_coarsely(name) for name in ("blue", "red", "nir08"))
-        scl = classify_scene(
-            derive_seed(self.datatake.seed, "scl"),
-            Scene(
-                cover=self._cover_at_20m,
-                blue=blue,
-                red=red,
-                nir=nir,
-                cloud=refine(sky.cloud, 1),
-                cirrus=refine(sky.cirrus, 1),
-                shade=refine(sky.shade, 1),
-                snow=self._snow,
-            ),
-            refine(self.patch.nodes[0], 1),
-            refine(self.patch.nodes[1], 1),
-        )
+        seed = derive_seed(self.datatake.seed, "scl")
+        place = [refine(part, 1) for part in self.patch.nodes]
+        scl = classify_scene(seed, self.describe_scene(), *place)
         scl[~self._in_swath("nir08")] = 0
         return scl
+
+    def describe_scene(self) -> Scene:
+        """Return what decides the scene classification, with the true state of sky and ground."""
+        sky = self.weather
+        blue, red, nir = (self._see_coarsely(name) for name in ("blue", "red", "nir08"))
+        return Scene(
+            cover=self._cover_at_20m,
+            blue=blue,
+            red=red,
+            nir=nir,
+            cloud=refine(sky.cloud, 1),
+            cirrus=refine(sky.cirrus, 1),
+            shade=refine(sky.shade, 1),
+            snow=self._snow,
+        )
 
     def paint(self, name: str) -> F32:
         """Return the reflectance of the ground, float32 (y, x) at 2.5 m with the margin."""

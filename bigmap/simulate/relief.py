@@ -41,7 +41,7 @@ class Relief:
         humidity = _refine(self.humidity)
         chance = to_uniform(cells.bits, draw=11)
         # Stands are as large as farm blocks; conifers take over with height.
-        conifer = chance[cells.owner] < np.clip(0.3 + height / 2500, 0, 0.9)
+        conifer = chance[cells.owner] < np.clip(0.2 + height / 2000, 0, 0.9)
         dry = to_uniform(cells.bits, draw=12)[cells.owner] < 0.6
         cover = np.zeros(woods.shape, dtype=np.uint8)
         fringe = (woods > -0.12) & (height > 300) & (humidity < 0.6)

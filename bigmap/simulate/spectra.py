@@ -137,17 +137,21 @@ def mix_spectra(units: Units, day: dt.date) -> tuple[F32, F32]:
     green = _grow(units, names, day)
     after = _day_of_year(units, day) - (names["fall"] + 2 * names["fall_days"])
     fading = 1 / (1 + np.exp((after - 70) / 8)) / (1 + np.exp(-after / 3))
-    straw = names["residue"] * fading * (1 - green)
+    straw = names["residue"] * (1 - 0.5 * units.humidity) * fading * (1 - green)
     tone = (to_uniform(units.bits, draw=41) * (1 - 0.6 * units.humidity))[:, None]
     soil = tone * _SPECTRA["light soil"] + (1 - tone) * _SPECTRA["dark soil"]
     ground = np.where(_IS_SOIL[cover][:, None], soil, _GROUND[cover])
     ground = ground + straw[:, None] * (_SPECTRA["straw"] - ground)
     canopy = _CANOPY[cover] * (1 + 0.05 * to_normal(hash_ints(1, _as_ints(units)))[:, None])
     mean = ground + green[:, None] * (canopy - ground)
-    bright = 1 + 0.06 * to_normal(hash_ints(2, _as_ints(units)))[:, None]
+    bright = 1 + 0.09 * to_normal(hash_ints(2, _as_ints(units)))[:, None]
     has_season = (names["high"] > names["low"])[:, None]
     # A little of the variation is brightness everywhere: roughness, moisture, slope.
-    slope = names["texture"][:, None] * np.where(has_season, (canopy - ground) + 0.25 * mean, mean)
+    slope = (
+        1.3
+        * names["texture"][:, None]
+        * np.where(has_season, (canopy - ground) + 0.25 * mean, mean)
+    )
     return (mean * bright).astype(np.float32), (slope * bright).astype(np.float32)
 
 

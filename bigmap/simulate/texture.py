@@ -12,7 +12,7 @@ from bigmap.simulate.patch import FINE_M
 from bigmap.simulate.voronoi import Cells
 
 _SIDE = 512
-_SLOPE = 0.9
+_SLOPE = 0.65
 """Fall of amplitude with frequency: between white noise (0) and relief (2); an assumption."""
 
 

@@ -14,7 +14,7 @@ from bigmap.simulate.noise import F32, F64, derive_seed, hash_ints, sample_fract
 
 CLEAR_SHARE = 0.4
 """Share of datatakes with a blue sky."""
-CIRRUS_SHARE = 0.35
+CIRRUS_SHARE = 0.28
 """Share of datatakes with high thin clouds."""
 HAZE_BLUE = 0.012
 """Largest path radiance that the atmospheric correction leaves in the blue, in reflectance."""
