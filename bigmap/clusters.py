@@ -17,8 +17,8 @@ from bigmap.planning import machine_memory_gb, workers_of
 def open_client(recipe: Recipe) -> Iterator[Client]:
     """Start the recipe's cluster and stop it at the end.
 
-    Workers are processes of this machine. Scheduler and workers listen on loopback only, and no
-    dashboard is opened.
+    Workers are processes of this machine. Scheduler, workers and dashboard listen on loopback
+    only.
     """
     settings = recipe.cluster
     workers = workers_of(recipe)
@@ -42,7 +42,7 @@ def open_client(recipe: Recipe) -> Iterator[Client]:
             processes=True,
             memory_limit=int(memory_gb * 1e9),
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=50,
         ) as cluster,
         Client(cluster) as client,

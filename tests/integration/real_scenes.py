@@ -23,8 +23,8 @@ def raw_recipe(data: Path, output: Path, **changes):
         "name": "real",
         "area": {"bbox": BBOX},
         "grid": {
-            "crs": "EPSG:3035", "gsd_m": 100, "core_px": 64, "cell_px": 256, "block_px": 1024,
-            "shard_px": 256, "chunk_px": 128,
+            "crs": "EPSG:3035", "gsd_m": 100, "core_px": 64, "cell_px": 512, "block_px": 1024,
+            "shard_px": 512, "chunk_px": 128,
         },
         "source": {
             "kind": "files", "files": [str(data / "sentinel-2-l2a/items.json")],

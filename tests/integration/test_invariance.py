@@ -1,0 +1,215 @@
+"""The same bytes however the work is cut up, shared out, ordered, interrupted and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from distributed import Client
+
+import bigmap
+from bigmap.config import parse_recipe
+from bigmap.ledger import Ledger
+from bigmap.runner import SilentReporter, run_plan
+from bigmap.runs import RunFolder, read_status
+from tests.integration.local import start_cluster
+from tests.integration.real_scenes import raw_recipe
+
+pytestmark = pytest.mark.real_data
+
+AREA = [15.45, 45.84, 15.85, 46.08]
+"""Across the border of the two tiles."""
+PART = [15.55, 45.9, 15.7, 46.0]
+CASES = {
+    f"{model} {overlap}": {
+        "model": {"name": model, "options": {"upscale": 2}},
+        "inference": {"overlap": overlap},
+    }
+    for model in ("ndvi", "small-conv")
+    for overlap in ("trim", "blend")
+}
+
+
+def make_raw(data, output, case, **changes):
+    changes = {
+        "area": {"bbox": AREA}, "grid__cell_px": 128, "grid__block_px": 512, "grid__shard_px": 256,
+        "dates": {"max_per_cell": 4, "min_clear_percent": 10}, **changes,
+    }  # fmt: skip
+    raw = raw_recipe(data, output, **changes)
+    for part, settings in CASES[case].items():
+        raw.setdefault(part, {}).update(settings)
+    return raw
+
+
+def digest(output) -> dict[str, str]:
+    """Digests of all objects that hold pixels."""
+    root = Path(output)
+    return {
+        str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(root.rglob("c/**/*"))
+        if file.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def clients():
+    """Clients of clusters with 1, 2 and 4 workers, started when they are first asked for."""
+    opened: dict[int, Client] = {}
+    with ExitStack() as stack:
+
+        def get(workers: int) -> Client:
+            if workers not in opened:
+                _, opened[workers] = stack.enter_context(start_cluster(workers))
+            return opened[workers]
+
+        yield get
+
+
+def run(raw, client, *, shuffle=None):
+    plan = bigmap.plan(parse_recipe(raw))
+    if shuffle is not None:
+        blocks = list(plan.blocks)
+        random.Random(shuffle).shuffle(blocks)
+        plan = dataclasses.replace(plan, blocks=tuple(blocks))
+    summary = run_plan(plan, client)
+    assert summary.exit_code == 0, summary
+    return digest(raw["output"]["path"])
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_blocks_workers_order_and_batches_change_no_byte(shared_data, tmp_path, clients, case):
+    base = run(make_raw(shared_data, tmp_path / "a.zarr", case), clients(1))
+    assert len(base) > 10
+    other = make_raw(
+        shared_data, tmp_path / "b.zarr", case, grid__block_px=128, inference__batch_windows=3
+    )
+    assert run(other, clients(2), shuffle=1) == base
+    third = make_raw(
+        shared_data, tmp_path / "c.zarr", case, grid__block_px=256, inference__batch_windows=1,
+        reading__loader="odc-stac",
+    )  # fmt: skip
+    assert run(third, clients(4), shuffle=2) == base
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_a_part_of_the_area_has_the_bytes_of_the_whole(shared_data, tmp_path, clients, case):
+    run(make_raw(shared_data, tmp_path / "whole.zarr", case), clients(1))
+    part = make_raw(shared_data, tmp_path / "part.zarr", case, area={"bbox": PART})
+    run(part, clients(1))
+    whole, cut = (
+        bigmap.open_map(str(tmp_path / f"{name}.zarr")).load() for name in ("whole", "part")
+    )
+    same_place = whole.sel(x=cut.x, y=cut.y)
+    inside = cut["observations"].values != 255
+    assert inside.sum() > 30_000
+    for layer in cut.data_vars:
+        ours, theirs = cut[layer].values, same_place[layer].values
+        assert np.array_equal(ours[..., inside], theirs[..., inside]), layer
+    # The part is surrounded by nodata, the whole is not.
+    assert (same_place["observations"].values != 255).sum() > inside.sum()
+
+
+def test_blending_differs_from_trimming_by_rounding_only_for_an_exact_model(
+    shared_data, tmp_path, clients
+):
+    """Exact models have all their context in either way, so neighbours agree where they blend."""
+    run(make_raw(shared_data, tmp_path / "t.zarr", "small-conv trim"), clients(1))
+    run(make_raw(shared_data, tmp_path / "b.zarr", "small-conv blend"), clients(1))
+    trimmed, blended = (bigmap.open_map(str(tmp_path / n)).load() for n in ("t.zarr", "b.zarr"))
+    # Cells choose their own dates, so blending changes values near the borders of cells only.
+    rows, cols = (np.arange(trimmed.sizes[name]) % 256 for name in ("y", "x"))
+    inner = [(places >= 16) & (places < 240) for places in (rows, cols)]
+    seen = inner[0][:, None] & inner[1][None, :] & (trimmed["observations"].values != 255)
+    for layer in ("class", "confidence"):
+        differing = (trimmed[layer].values != blended[layer].values)[seen]
+        assert differing.mean() < 1e-4
+
+
+class KillsAWorker(SilentReporter):
+    """Kills a random worker process after the second block."""
+
+    def __init__(self, client: Client) -> None:
+        self.pids = list(client.run(os.getpid).values())
+        self.seen = 0
+
+    def add(self, record) -> None:
+        self.seen += 1
+        if self.seen == 2:
+            os.kill(random.Random(3).choice(self.pids), signal.SIGKILL)
+
+
+def test_a_killed_worker_costs_time_only(shared_data, tmp_path, clients):
+    case = "small-conv blend"
+    base = run(make_raw(shared_data, tmp_path / "a.zarr", case), clients(2))
+    raw = make_raw(shared_data, tmp_path / "b.zarr", case, grid__block_px=128)
+    plan = bigmap.plan(parse_recipe(raw))
+    with start_cluster(2) as (_, client):
+        reporter = KillsAWorker(client)
+        summary = run_plan(plan, client, reporter=reporter)
+        after = set(client.run(os.getpid).values())
+    assert len(after & set(reporter.pids)) == 1
+    assert summary.exit_code == 0
+    assert summary.states == {"done": summary.planned}
+    assert digest(tmp_path / "b.zarr") == base
+
+
+def test_a_killed_driver_is_resumed_to_the_same_bytes(shared_data, tmp_path, clients):
+    case = "small-conv blend"
+    base = run(make_raw(shared_data, tmp_path / "a.zarr", case), clients(2))
+    raw = make_raw(shared_data, tmp_path / "b.zarr", case, grid__block_px=128)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(raw))
+    command = [sys.executable, "-m", "bigmap.cli", "run", str(recipe), "--workers", "1"]
+    folder = RunFolder(raw["output"]["path"])
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (folder.exists() and Ledger(folder.path).latest()):
+        assert driver.poll() is None, driver.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    status = read_status(raw["output"]["path"])
+    assert 0 < status.missing < status.planned
+    assert not status.lease.is_alive
+
+    refused = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    resumed = subprocess.run([*command, "--resume"], check=False, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"{status.missing} blocks to do ({status.planned - status.missing} recorded" in (
+        resumed.stdout
+    )
+    assert digest(raw["output"]["path"]) == base
+
+
+def test_a_stopped_driver_exits_with_75_and_can_be_resumed(shared_data, tmp_path):
+    raw = make_raw(shared_data, tmp_path / "b.zarr", "ndvi trim", grid__block_px=128)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(raw))
+    command = [sys.executable, "-m", "bigmap.cli", "run", str(recipe), "--workers", "1"]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    folder = RunFolder(raw["output"]["path"])
+    deadline = time.monotonic() + 120
+    while not (folder.exists() and Ledger(folder.path).latest()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGTERM)
+    out, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 75, out
+    assert "--resume" in out
+    status = read_status(raw["output"]["path"])
+    assert status.lease is None
+    assert status.missing > 0
