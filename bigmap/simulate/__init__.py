@@ -16,17 +16,21 @@ from bigmap.simulate.scenes import (
     write_part,
     write_scenes,
 )
+from bigmap.simulate.server import serve_folder
 from bigmap.simulate.truth import LAYERS, render_truth
 from bigmap.simulate.truth_files import write_true_image, write_truth, write_truth_polygons
+from bigmap.simulate.world import World, write_world
 
 __all__ = [
     "FLAVOURS",
     "LAYERS",
     "SceneRequest",
+    "World",
     "list_request_parts",
     "render_reflectance",
     "render_second_sensor",
     "render_truth",
+    "serve_folder",
     "trim_cache",
     "write_geoparquet",
     "write_items",
@@ -36,4 +40,5 @@ __all__ = [
     "write_true_image",
     "write_truth",
     "write_truth_polygons",
+    "write_world",
 ]

@@ -63,7 +63,6 @@ def restyle_item(item: dict[str, Any], flavour: str) -> dict[str, Any]:
 
 def _restyle_collection_1(item: dict[str, Any]) -> dict[str, Any]:
     item["collection"] = "sentinel-2-c1-l2a"
-    item["id"] = item["id"].replace("_0_L2A", "_L2A")
     properties = item["properties"]
     for name in ("earthsearch:boa_offset_applied", "proj:epsg"):
         properties.pop(name, None)

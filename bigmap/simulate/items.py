@@ -28,8 +28,12 @@ _TITLES = {
 
 
 def name_item(part: Part, datatake: Datatake) -> str:
-    """Return the item's id, for example ``S2A_31TDG-0412_20240503_0_L2A``."""
-    return f"{_satellite(datatake)}_{part.name}_{datatake.node:%Y%m%d}_0_L2A"
+    """Return the item's id, for example ``S2A_31TDG-0412_20240503_R051_L2A``.
+
+    The orbit is in it because one satellite passes far northern places several times a day.
+    """
+    day, orbit = f"{datatake.node:%Y%m%d}", f"R{datatake.relative_orbit:03d}"
+    return f"{_satellite(datatake)}_{part.name}_{day}_{orbit}_L2A"
 
 
 def describe_item(

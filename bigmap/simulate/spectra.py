@@ -173,8 +173,8 @@ def _grow(units: Units, season: dict[str, F64], day: dt.date) -> F64:
     )
     growth = growth * (1 - 0.9 * dead)
     # Weeds, volunteers and catch crops come after harvest, most of them where it rains.
-    regrowth = (0.08 + 0.5 * units.humidity) * to_uniform(units.bits, draw=44)
-    growth = growth + dead * regrowth / (1 + np.exp(-(today - season["fall"] - late - 45) / 8))
+    regrowth = (0.08 + 0.7 * units.humidity) * to_uniform(units.bits, draw=44)
+    growth = growth + dead * regrowth / (1 + np.exp(-(today - season["fall"] - late - 30) / 8))
     period = np.maximum(season["cut_days"], 1)
     since_cut = np.mod(today - season["rise"] + period * to_uniform(units.bits, draw=43), period)
     cut = (season["cut_days"] > 0) * rise * fall

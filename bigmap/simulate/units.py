@@ -86,8 +86,8 @@ def draw_units(world_seed: int, bits: U64, fixed: U8, place: tuple[F64, F64]) ->
     humid = sample_humidity(derive_seed(world_seed, "relief"), *place)
     water, wine, cattle = region("water", 13_000), region("wine", 9_000), region("cattle", 16_000)
     shares = {
-        Cover.WINTER_WHEAT: 0.30 * (1.2 - wine),
-        Cover.WINTER_BARLEY: 0.18 * (1.3 - water),
+        Cover.WINTER_WHEAT: 0.30 * (1.2 - wine) * (1 - 0.4 * humid),
+        Cover.WINTER_BARLEY: 0.18 * (1.3 - water) * (1 - 0.4 * humid),
         Cover.SPRING_CEREAL: 0.05 + 0 * water,
         Cover.MAIZE: 0.02 + 0.26 * water + 0.15 * humid,
         Cover.SUNFLOWER: 0.06 * (1.2 - water),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from bigmap.simulate import (
     render_reflectance,
     render_second_sensor,
     render_truth,
+    serve_folder,
     trim_cache,
     write_geoparquet,
     write_scenes,
@@ -30,6 +33,7 @@ from bigmap.simulate import (
     write_true_image,
     write_truth,
     write_truth_polygons,
+    write_world,
 )
 from bigmap.simulate.files import IN_USE_S
 from bigmap.simulate.truth_files import place_window
@@ -145,6 +149,61 @@ def test_second_sensor_sees_the_same_ground() -> None:
     )
     assert transform.a == 4.77
     np.testing.assert_allclose(part, image[:, 13:53, 20:50], atol=1e-5)
+
+
+def test_world_holds_everything(tmp_path: Path) -> None:
+    inner = BOUNDS[0], BOUNDS[1], BOUNDS[0] + 100, BOUNDS[1] + 100
+    world = write_world(make_request(), tmp_path, truth_bounds=inner, layers=("cropland",))
+    files = (world.items, world.catalog, world.table, *world.truth.values())
+    assert all(file.exists() for file in (*files, *world.polygons.values()))
+
+
+def test_scenes_are_read_over_http(cache: Path) -> None:
+    items = write_scenes(make_request(), cache)
+    href = json.loads(items.read_text())["features"][0]["assets"]["red"]["href"]
+    with rasterio.open(items.parent / href) as source:
+        expected = source.read(1)
+    with (
+        serve_folder(cache) as url,
+        rasterio.open(f"{url}/{href.removeprefix('../')}") as source,
+    ):
+        np.testing.assert_array_equal(source.read(1), expected)
+
+
+def test_two_processes_may_fill_one_cache(cache: Path, tmp_path: Path) -> None:
+    items = write_scenes(make_request(), cache)
+    code = (
+        "import datetime as dt, pathlib, sys\n"
+        "from bigmap.simulate import SceneRequest, write_scenes\n"
+        f"request = {make_request()!r}\n"
+        "write_scenes(request, pathlib.Path(sys.argv[1]))\n"
+    ).replace("datetime.date", "dt.date")
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    both = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    written = tmp_path / items.relative_to(cache)
+    assert written.read_bytes() == items.read_bytes()
+    for item in json.loads(items.read_text())["features"]:
+        for asset in item["assets"].values():
+            content = (written.parent / asset["href"]).read_bytes()
+            assert content == (items.parent / asset["href"]).read_bytes()
+    assert not [file for file in tmp_path.rglob(".*") if file.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("crs", "corner"),
+    [("EPSG:32760", (819_000.0, 8_000_000.0)), ("EPSG:32633", (500_000.0, 9_000_000.0))],
+    ids=["antimeridian", "81 degrees north"],
+)
+def test_any_place_has_scenes(crs: str, corner: tuple[float, float], tmp_path: Path) -> None:
+    bounds = (*corner, corner[0] + 100, corner[1] + 100)
+    day = dt.date(2024, 5, 2)
+    request = SceneRequest(crs, bounds, day, day, ("red",), 3)
+    items = write_scenes(request, tmp_path)
+    zones = {
+        item["properties"]["mgrs:utm_zone"] for item in json.loads(items.read_text())["features"]
+    }
+    assert int(crs[-2:]) in zones
 
 
 def test_truth_files_agree_with_the_truth(tmp_path: Path) -> None:
