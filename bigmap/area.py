@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyogrio.errors
 import shapely
+from pyproj import CRS, Proj
+from pyproj.exceptions import ProjError
 from shapely.geometry.base import BaseGeometry
 
 from bigmap.errors import RecipeError
@@ -18,6 +20,11 @@ from bigmap.grid import Area
 LONLAT = "EPSG:4326"
 EDGE_DEG = 0.05
 """Longest edge of a box before it is projected: straight in degrees is curved on the map."""
+CLIP_FIELD = "area.clip_bbox (--bbox)"
+FAR_DEG = 30
+"""How far east or west of a CRS's own area it may be used: countries wider than a UTM zone are."""
+MOST_STRETCH = 2
+"""Metres of the CRS for one on the ground, at most: beyond it, ``gsd_m`` means nothing."""
 
 
 def read_area(
@@ -44,19 +51,23 @@ def read_area(
     Raises
     ------
     RecipeError
-        If the file cannot be read, or holds no polygons or no CRS.
+        If the file cannot be read, holds no polygons or no CRS, or lies where the CRS of the grid
+        is not made for.
     """
-    outline = _box(bbox, crs) if bbox is not None else _read_polygons(file or "", crs)
+    if bbox is not None:
+        outline = _project(_box(bbox), crs, field="area.bbox")
+    else:
+        outline = _project(_read_polygons(file or ""), crs, field=f"area.file: {file}")
     if buffer_m:
         outline = outline.buffer(buffer_m)
-    parts = [outline] if clip_bbox is None else [outline, _box(clip_bbox, crs)]
+    parts = [outline]
+    if clip_bbox is not None:
+        parts.append(_project(_box(clip_bbox), crs, field=CLIP_FIELD))
     for part in parts:
-        if not part.is_valid or part.is_empty or not shapely.is_geometry(part):
-            raise RecipeError(f"area: cannot be brought to {crs}; is the CRS made for this place?")
         shapely.prepare(part)
     area = Area(tuple(parts))
     if not area.area_km2 > 0:
-        raise RecipeError("area.clip_bbox: does not meet the area, so there is nothing to map")
+        raise RecipeError(f"{CLIP_FIELD}: does not meet the area, so there is nothing to map")
     return area
 
 
@@ -72,7 +83,13 @@ def lonlat_of(geometry: BaseGeometry, crs: str) -> BaseGeometry:
     """
     dense = geometry.segmentize(10_000)
     lonlat = gpd.GeoSeries([dense], crs=crs).to_crs(LONLAT).iloc[0]
-    west, _, east, _ = lonlat.bounds
+    if not np.isfinite(shapely.get_coordinates(lonlat)).all():
+        return shapely.box(-180, -90, 180, 90)  # it reaches beyond what the CRS can show
+    west, south, east, north = lonlat.bounds
+    poles = gpd.GeoSeries.from_xy([0, 0], [-90, 90], crs=LONLAT).to_crs(crs)
+    if dense.intersects(poles).any():
+        holds_south, holds_north = dense.intersects(poles)
+        return shapely.box(-180, -90 if holds_south else south, 180, 90 if holds_north else north)
     if east - west <= 180:
         return lonlat
     # A ring that jumps from 180 to -180 is whole again when counted from 0 to 360.
@@ -83,22 +100,54 @@ def lonlat_of(geometry: BaseGeometry, crs: str) -> BaseGeometry:
             shapely.intersection(unrolled, shapely.box(180, -90, 360, 90)), lambda xy: xy - [360, 0]
         ),
     ]
-    return shapely.union_all([half for half in halves if not half.is_empty])
+    # The cut leaves lines where a part ends on it.
+    parts = shapely.get_parts(halves)
+    return shapely.union_all(parts[shapely.area(parts) > 0])
 
 
 def _count_from_zero(lonlat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.column_stack([lonlat[:, 0] % 360, lonlat[:, 1]])
 
 
-def _box(bbox: Sequence[float], crs: str) -> BaseGeometry:
+def _box(bbox: Sequence[float]) -> gpd.GeoSeries:
     west, south, east, north = bbox
     spans = [(west, east)] if west < east else [(west, 180.0), (-180.0, east)]
     boxes = [shapely.box(w, south, e, north).segmentize(EDGE_DEG) for w, e in spans]
-    projected = gpd.GeoSeries(boxes, crs=LONLAT).to_crs(crs)
-    return shapely.union_all(projected.values)
+    return gpd.GeoSeries(boxes, crs=LONLAT)
 
 
-def _read_polygons(file: str, crs: str) -> BaseGeometry:
+def _project(polygons: gpd.GeoSeries, crs: str, *, field: str) -> BaseGeometry:
+    """Unite polygons in the CRS of the grid, if that is made for their place."""
+    try:
+        places = shapely.get_coordinates(polygons.to_crs(LONLAT).values)
+    except ProjError:
+        raise RecipeError(f"{field}: has a CRS whose place on the Earth is unknown") from None
+    is_far = ~_suits(crs, places)
+    if is_far.any():
+        lon, lat = places[is_far][0]
+        raise RecipeError(
+            f"{field}: reaches {lon:.1f}, {lat:.1f}, for which grid.crs {crs} is not made; "
+            "choose another CRS, for example the UTM zone"
+        )
+    return shapely.union_all(shapely.make_valid(polygons.to_crs(crs).values))
+
+
+def _suits(crs: str, places: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Tell at which places, (n, 2) in degrees, a CRS can be used."""
+    lon, lat = places.T
+    factors = Proj(crs).get_factors(lon, lat)
+    most, least = np.asarray(factors.tissot_semimajor), np.asarray(factors.tissot_semiminor)
+    with np.errstate(divide="ignore"):
+        suits: npt.NDArray[np.bool_] = np.maximum(most, 1 / least) <= MOST_STRETCH
+    use = CRS(crs).area_of_use
+    if use is not None:
+        width = (use.east - use.west) % 360 or 360
+        from_middle = (lon - use.west - width / 2 + 180) % 360 - 180
+        suits &= np.abs(from_middle) - width / 2 <= FAR_DEG
+    return suits
+
+
+def _read_polygons(file: str) -> gpd.GeoSeries:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -112,8 +161,7 @@ def _read_polygons(file: str, crs: str) -> BaseGeometry:
         raise RecipeError(f"area.file: {file}: {reason}") from None
     if not isinstance(frame, gpd.GeoDataFrame) or frame.crs is None:
         raise RecipeError(f"area.file: {file}: has no CRS, so its place is unknown")
-    polygons = frame.geometry[frame.geom_type.isin(["Polygon", "MultiPolygon"])]
-    if polygons.empty:
+    is_polygon = frame.geom_type.isin(["Polygon", "MultiPolygon"]) & ~frame.geometry.is_empty
+    if not is_polygon.any():
         raise RecipeError(f"area.file: {file}: holds no polygons")
-    projected = polygons.to_crs(crs)
-    return shapely.union_all(shapely.make_valid(projected.values))
+    return frame.geometry[is_polygon]

@@ -83,8 +83,6 @@ def run_command(
     extra = [f"output.path={output}"] if output else []
     extra += [f"cluster.workers={workers}"] if workers else []
     loaded = read_recipe(recipe, [*settings, *extra], bbox, source)
-    if resume and overwrite:
-        raise RecipeError("--resume and --overwrite contradict each other; give one")
     check_output(loaded, resume=resume, overwrite=overwrite)
     console = Console(highlight=False, stderr=as_json, soft_wrap=True)
     notice = build_model(loaded.model.name, loaded.model.options).spec.notice

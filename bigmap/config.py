@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -46,14 +46,16 @@ _CREDENTIALS = re.compile(
 )
 
 
-def refuse_credentials(place: str) -> str:
-    """Refuse a place with a password or a signature: recipes are stored with every map."""
+def check_place(place: str) -> str:
+    """Refuse a place with a password or a signature, as recipes are stored with every map."""
     if _CREDENTIALS.search(place):
         raise ValueError("must not hold credentials or a signature; give them in the environment")
+    if not place.isprintable():
+        raise ValueError(f"{place!r} holds characters that cannot be printed")
     return place
 
 
-Place = Annotated[str, Field(min_length=1), AfterValidator(refuse_credentials)]
+Place = Annotated[str, Field(min_length=1), AfterValidator(check_place)]
 """A path or a URL."""
 # Strict, because true, or YAML's yes, would pass for 1.
 Whole = Annotated[int, Strict()]
@@ -324,6 +326,11 @@ class OutputConfig(_Part):
     @field_validator("path")
     @classmethod
     def _check_path(cls, value: str) -> str:
+        if value.startswith("~"):
+            try:
+                value = str(Path(value).expanduser())
+            except RuntimeError as error:
+                raise ValueError(f"{value!r} is not a path ({error})") from None
         value = value.rstrip("/")
         if not value.endswith(".zarr"):
             raise ValueError(f"{value!r} does not end in .zarr")
@@ -519,7 +526,7 @@ def _explain(error: ValidationError) -> str:
     # An unknown key explains a missing one (a misspelt field gives both), so it comes first.
     errors.sort(key=lambda entry: entry["type"] != "extra_forbidden")
     first = errors[0]
-    field = _name_field(first["loc"])
+    field = _name_field(first["loc"]) or "recipe"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     match first["type"]:
         case "extra_forbidden":
@@ -534,8 +541,8 @@ def _explain(error: ValidationError) -> str:
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{field}: must hold fields{_contrast(first['input'])}{more}"
         case "value_error":
-            return f"{field or 'recipe'}: {first['msg'].removeprefix('Value error, ')}{more}"
-    return f"{field or 'recipe'}: {first['msg']}{_contrast(first['input'])}{more}"
+            return f"{field}: {first['msg'].removeprefix('Value error, ')}{more}"
+    return f"{field}: {first['msg']}{_contrast(first['input'])}{more}"
 
 
 def _contrast(given: Any) -> str:

@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import shapely
 from bigmap import grid, simulate
 from bigmap.area import lonlat_of, read_area
 from bigmap.blocks import BlockJob, name_block
-from bigmap.catalog import Catalogue, find_items
+from bigmap.catalog import Audit, Catalogue, find_items
+from bigmap.catalog.hrefs import is_url
 from bigmap.config import FilesSource, MaskConfig, RealSourceConfig, Recipe, SimulatedSource
 from bigmap.cube import Access
 from bigmap.cube.loaders import bounds_on, epsg_of
@@ -34,8 +35,8 @@ from bigmap.store import LayerTemplate, MapTemplate
 CONTEXT_CELLS = 3
 """Items are searched this many cells beyond the area: cells choose their dates as wholes, and
 windows at the edge see their neighbours."""
-
-
+MOST_BLOCKS = 1_000_000
+"""Ten times a map of Europe."""
 REMOTE_READS = 16
 LOCAL_READS = 2
 
@@ -153,17 +154,13 @@ class Plan:
     def estimate(self) -> Estimate:
         """Estimate what the run will take."""
         lattice, spec = self.lattice, self.model.spec
-        dates = len({row.solar_day for row in self.catalogue.rows})
-        per_cell = min(self.recipe.dates.max_per_cell, max(dates, 1))
+        dates, per_cell = self._dates()
         cell_side_m = (lattice.cell_px + 2 * self.halo_px) * lattice.gsd_m
         pixel_m = {name: abs(a.transform[0]) for name, a in self.catalogue.rows[0].assets.items()}
         native = sum(2 * (cell_side_m / pixel_m[band]) ** 2 for band in spec.bands)
         mask_m = pixel_m.get(mask_rule(self.recipe.source.mask).asset or "", math.inf)
         mask = dates * (cell_side_m / mask_m) ** 2
         cells = sum(len(list(lattice.cells(block))) for block in self.blocks)
-        layer_bytes = sum(
-            np.dtype(layer.dtype).itemsize * max(1, len(layer.channels)) for layer in self.layers
-        )
         block_px = (lattice.block_px * lattice.upscale) ** 2
         return Estimate(
             area_km2=self.area.area_km2,
@@ -171,12 +168,24 @@ class Plan:
             items=len(self.catalogue.rows),
             dates=dates,
             read_gb=cells * (per_cell * native + mask) / 1e9,
-            written_gb=len(self.blocks) * block_px * layer_bytes / 1e9,
-            memory_gb=self._memory_gb(per_cell, dates, layer_bytes),
+            written_gb=len(self.blocks) * block_px * self._layer_bytes() / 1e9,
+            memory_gb=self.memory_gb(),
         )
 
-    def _memory_gb(self, per_cell: int, dates: int, layer_bytes: int) -> float:
+    def _dates(self) -> tuple[int, int]:
+        """Return the number of dates, and how many of them a cell uses at most."""
+        dates = len({row.solar_day for row in self.catalogue.rows})
+        return dates, min(self.recipe.dates.max_per_cell, max(dates, 1))
+
+    def _layer_bytes(self) -> int:
+        """Return the size of an output pixel, all layers together."""
+        return sum(
+            np.dtype(layer.dtype).itemsize * max(1, len(layer.channels)) for layer in self.layers
+        )
+
+    def memory_gb(self) -> float:
         """Estimate a worker's peak memory: each block in hand, and one that predicts."""
+        (dates, per_cell), layer_bytes = self._dates(), self._layer_bytes()
         lattice, spec, bands = self.lattice, self.model.spec, len(self.model.spec.bands)
         window_px = (lattice.cell_px + 2 * self.halo_px) ** 2
         block_px = (lattice.block_px * lattice.upscale) ** 2
@@ -213,10 +222,15 @@ def make_plan(recipe: Recipe, *, catalogue: Catalogue | None = None) -> Plan:
     windowing = Windowing.for_model(model.spec, **recipe.inference.model_dump())
     area = read_area(crs=recipe.grid.crs, **recipe.area.model_dump())
     extent = lattice.snap(area.bounds, lattice.extent_step_px)
+    _check_size(extent, lattice)
     blocks = tuple(b for b in lattice.blocks(extent) if area.intersects(lattice.bounds(b)))
     layers = _choose_layers(recipe, model)
+    nothing = Catalogue((), Audit(0, 0, (), (), (), ()))
+    draft = Plan(recipe, lattice, area, extent, blocks, nothing, model, windowing, layers)
+    _check_inputs(recipe)
+    _check_memory(draft)
     if catalogue is None:
-        source = _write_simulated(recipe, model, area)
+        source = _write_simulated(recipe, lattice, windowing, model, area)
         outline = shapely.intersection_all(list(area.parts))
         margin_m = CONTEXT_CELLS * lattice.cell_px * lattice.gsd_m
         around = outline.simplify(margin_m / 20).buffer(margin_m, quad_segs=4)
@@ -226,9 +240,9 @@ def make_plan(recipe: Recipe, *, catalogue: Catalogue | None = None) -> Plan:
             mask_asset=mask_rule(recipe.source.mask).asset,
             geometry_lonlat=lonlat_of(around, recipe.grid.crs),
         )
-    plan = Plan(recipe, lattice, area, extent, blocks, catalogue, model, windowing, layers)
+    plan = replace(draft, catalogue=catalogue)
     _check_coverage(plan)
-    _check_output(plan)
+    _check_scenes(plan)
     _check_memory(plan)
     return plan
 
@@ -315,15 +329,20 @@ def _layer_template(layer: LayerSpec, model: MapModel) -> LayerTemplate:
     return LayerTemplate(layer.name, layer.dtype, layer.nodata, attributes, layer.channels)
 
 
-def _write_simulated(recipe: Recipe, model: MapModel, area: Area) -> RealSourceConfig:
+def _write_simulated(
+    recipe: Recipe, lattice: Lattice, windowing: Windowing, model: MapModel, area: Area
+) -> RealSourceConfig:
     """Turn a simulated source into the files that it writes; leave others as they are."""
     source = recipe.source
     if not isinstance(source, SimulatedSource):
         return source
-    margin_m = CONTEXT_CELLS * recipe.grid.cell_px * recipe.grid.gsd_m / 2
+    # Cells choose their dates as wholes, and blending sees the cells around them too.
+    context_px = windowing.halo_px(model.spec, lattice)
+    context_px += lattice.cell_px if windowing.overlap == "blend" else 0
+    cells = grid.grow(lattice.snap(area.bounds, lattice.cell_px), context_px)
     request = simulate.SceneRequest(
         crs=recipe.grid.crs,
-        bounds=grid_bounds_grown(area.bounds, margin_m),
+        bounds=lattice.bounds(cells),
         start=source.start,
         end=source.end,
         bands=model.spec.bands,
@@ -342,14 +361,6 @@ def simulated_cache(source: SimulatedSource) -> Path:
     return Path(base) / "bigmap" / "scenes"
 
 
-def grid_bounds_grown(
-    bounds: tuple[float, float, float, float], margin_m: float
-) -> tuple[float, float, float, float]:
-    """Grow left, bottom, right, top by a margin."""
-    left, bottom, right, top = bounds
-    return left - margin_m, bottom - margin_m, right + margin_m, top + margin_m
-
-
 def _check_coverage(plan: Plan) -> None:
     if not plan.blocks:
         raise PlanError("area: holds no pixel of the grid")
@@ -360,21 +371,46 @@ def _check_coverage(plan: Plan) -> None:
         )
 
 
-def _check_output(plan: Plan) -> None:
+def _check_size(extent: ROI, lattice: Lattice) -> None:
+    """Refuse what would take hours to list before anything is found out."""
+    blocks = math.prod(math.ceil(side / lattice.block_px) for side in grid.shape_of(extent))
+    if blocks > MOST_BLOCKS:
+        raise PlanError(
+            f"area: needs {blocks:,} blocks, more than {MOST_BLOCKS:,}; raise grid.block_px or "
+            "grid.gsd_m, or map it in parts"
+        )
+
+
+def _check_inputs(recipe: Recipe) -> None:
     """Refuse an output among the inputs, where --overwrite would delete what is read."""
-    output = plan.recipe.output.path
-    if "://" in output:
+    output, source = recipe.output.path, recipe.source
+    if is_url(output):
         return
     target = Path(output).resolve()
-    source = plan.recipe.source
-    inputs = [Path(file).resolve() for file in getattr(source, "files", ()) if "://" not in file]
-    if plan.recipe.area.file:
-        inputs.append(Path(plan.recipe.area.file).resolve())
+    places = [*getattr(source, "files", ()), recipe.area.file, recipe.model.weights]
+    inputs = [Path(place).resolve() for place in places if place and not is_url(place)]
+    if isinstance(source, SimulatedSource):
+        inputs.append(simulated_cache(source).resolve())
+        _refuse_inside(output, inputs[-1])
     for file in inputs:
-        if file == target or target in file.parents:
+        if target in (file, *file.parents):
             raise RecipeError(f"output.path: {output} holds the input {file}; choose another place")
+
+
+def _check_scenes(plan: Plan) -> None:
+    """Refuse an output among the scenes, as :func:`_check_inputs` does for what names them."""
+    output = plan.recipe.output.path
     folder = common_folder(plan.catalogue.rows)
-    if folder is not None and folder in (target, *target.parents):
+    if folder is None or is_url(output):
+        return
+    if Path(output).resolve() in folder.parents:
+        raise RecipeError(f"output.path: {output} holds the scenes in {folder}; choose another")
+    _refuse_inside(output, folder)
+
+
+def _refuse_inside(output: str, folder: Path) -> None:
+    target = Path(output).resolve()
+    if folder in (target, *target.parents):
         raise RecipeError(
             f"output.path: {output} lies among the scenes in {folder}; choose another place"
         )
@@ -395,7 +431,7 @@ def common_folder(rows: Sequence[ItemRow]) -> Path | None:
 
 
 def _check_memory(plan: Plan) -> None:
-    need_gb = plan.estimate().memory_gb
+    need_gb = plan.memory_gb()
     limit_gb = plan.recipe.cluster.memory_gb or machine_memory_gb() / workers_of(plan.recipe)
     if need_gb > limit_gb:
         raise PlanError(

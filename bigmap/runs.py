@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import json
+import re
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import yaml
 
 from bigmap.catalog import Catalogue, load_items, save_items
-from bigmap.config import Recipe, parse_recipe
+from bigmap.config import Recipe, parse_recipe, parse_yaml
 from bigmap.errors import OutputError
 from bigmap.ledger import LeaseState, Ledger, read_lease, write_atomically
 from bigmap.planning import Plan
@@ -47,9 +48,14 @@ class RunFolder:
         return Ledger(self.path)
 
     def exists(self) -> bool:
-        """Tell whether a run has been started here."""
-        filesystem, root = fsspec.core.url_to_fs(self.path)
-        return bool(filesystem.exists(f"{root}/recipe.yaml"))
+        """Tell whether a run has been started here.
+
+        Raises
+        ------
+        OutputError
+            If the place cannot be reached.
+        """
+        return _exists(f"{self.path}/recipe.yaml")
 
     def create(self, plan: Plan) -> None:
         """Write what a resumed run needs; the recipe last, as it says that all is there."""
@@ -59,6 +65,28 @@ class RunFolder:
         text = plan.recipe.to_yaml() + f"# planned blocks: {len(plan.blocks)}\n"
         write_atomically(filesystem, f"{root}/recipe.yaml", text.encode())
 
+    def check_removable(self) -> None:
+        """Refuse to remove what is no map of bigmap.
+
+        Raises
+        ------
+        OutputError
+            If something else lies at the output.
+        """
+        filesystem, root = fsspec.core.url_to_fs(self.output)
+        if not filesystem.exists(root) or (filesystem.isdir(root) and not filesystem.ls(root)):
+            return
+        try:
+            attributes = json.loads(filesystem.cat_file(f"{root}/zarr.json"))["attributes"]
+            is_map = any(name.startswith("bigmap:") for name in attributes)
+        except (OSError, ValueError, KeyError, TypeError):
+            is_map = False
+        if not is_map:
+            raise OutputError(
+                f"output.path: {self.output} exists and is not a map of bigmap, so it is not "
+                "overwritten; remove it yourself, or choose another place"
+            )
+
     def clear(self) -> None:
         """Remove the map and all that belongs to it.
 
@@ -67,11 +95,9 @@ class RunFolder:
         OutputError
             If what lies there is not a map.
         """
+        self.check_removable()
         filesystem, root = fsspec.core.url_to_fs(self.output)
         if filesystem.exists(root):
-            is_map = filesystem.exists(f"{root}/zarr.json")
-            if not is_map and (filesystem.isfile(root) or filesystem.ls(root)):
-                raise OutputError(f"output.path: {self.output}: exists and is not a map of bigmap")
             filesystem.rm(root, recursive=True)
         filesystem, root = fsspec.core.url_to_fs(self.path)
         for name in ("recipe.yaml", "items.parquet", "ledger"):
@@ -80,13 +106,15 @@ class RunFolder:
 
     def read_recipe(self) -> tuple[Recipe, int]:
         """Return the recipe of the run and its number of blocks."""
+        if not self.exists():
+            raise OutputError(f"{self.output}: there is no run here")
         filesystem, root = fsspec.core.url_to_fs(self.path)
-        try:
-            text = filesystem.cat_file(f"{root}/recipe.yaml").decode()
-        except FileNotFoundError:
-            raise OutputError(f"{self.output}: there is no run here") from None
-        blocks = int(text.rsplit("# planned blocks:", 1)[1])
-        return parse_recipe(yaml.safe_load(text), origin=f"{root}/recipe.yaml"), blocks
+        file = f"{root}/recipe.yaml"
+        content = filesystem.cat_file(file)
+        found = re.search(rb"^# planned blocks: (\d+)$", content, re.MULTILINE)
+        if found is None:
+            raise OutputError(f"{file}: is not a recipe that a run has written")
+        return parse_recipe(parse_yaml(content, origin=file), origin=file), int(found[1])
 
     def read_items(self) -> Catalogue:
         """Return the items of the run, as they were found when it started."""
@@ -112,16 +140,20 @@ def check_output(recipe: Recipe, *, resume: bool, overwrite: bool) -> bool:
         If the output exists and neither flag is given, belongs to another recipe, or lies where
         nothing can be written.
     """
-    folder = RunFolder(recipe.output.path)
-    filesystem, root = fsspec.core.url_to_fs(recipe.output.path)
-    taken = folder.exists() or filesystem.exists(root)
+    output = recipe.output.path
+    if resume and overwrite:
+        raise OutputError("--resume and --overwrite contradict each other; give one")
+    folder = RunFolder(output)
+    taken = folder.exists() or _exists(output)
     if taken and not (resume or overwrite):
         raise OutputError(
-            f"output.path: {recipe.output.path} exists; add --resume to go on with it or "
-            "--overwrite to start again"
+            f"output.path: {output} exists; add --resume to go on with it or --overwrite to start "
+            "again"
         )
-    if "://" not in recipe.output.path:
-        _check_writable(Path(recipe.output.path))
+    if overwrite:
+        folder.check_removable()
+    if "://" not in output:
+        _check_writable(Path(output))
     if overwrite or not taken:
         return False
     if not folder.exists():
@@ -156,16 +188,36 @@ def differing_fields(
     return changed
 
 
+def _exists(place: str) -> bool:
+    try:
+        filesystem, root = fsspec.core.url_to_fs(place)
+        return bool(filesystem.exists(root))
+    except _storage_errors() as error:
+        raise OutputError(f"{place} cannot be reached ({error})") from None
+
+
+def _storage_errors() -> tuple[type[Exception], ...]:
+    """Return what file systems raise; s3fs lets through its client's errors, such as no keys."""
+    try:
+        from botocore.exceptions import (  # type: ignore[import-untyped]  # noqa: PLC0415
+            BotoCoreError,
+        )
+    except ImportError:
+        return OSError, ValueError, ImportError
+    return OSError, ValueError, ImportError, BotoCoreError
+
+
 def _check_writable(path: Path) -> None:
+    """Try to write beside the map: permissions alone do not tell, least of all those of root."""
     parent = path.absolute()
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise OutputError(f"output.path: {path}: {parent} is a file, not a folder")
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"output.path: {path}: no permission to write in {parent}")
-    if os.statvfs(parent).f_flag & os.ST_RDONLY:
-        raise OutputError(f"output.path: {path}: {parent} is mounted read-only")
+    try:
+        while not parent.exists():
+            parent = parent.parent
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".bigmap-"):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"output.path: {path}: {parent} cannot be written ({reason})") from None
 
 
 @dataclass(frozen=True)
