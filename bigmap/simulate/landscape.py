@@ -3,8 +3,9 @@
 Roads run along the cells of a lattice of 2.4 km, farm tracks along cells of 620 m. Within such
 a cell, parcels are bricks of a rotated grid: strips of equal width cut at unequal places, as
 land consolidation leaves them; at the cell's border they are cut by the track. Woods, heath,
-rock, lakes and streams follow smooth noise and ignore parcels. All sizes are our assumptions,
-chosen so that parcels measure 0.3 to 8 ha, as in the European Union's parcel registers.
+rock, lakes and streams follow smooth noise and ignore parcels. All sizes are our assumptions:
+half of the crop parcels measure 0.2 to 0.8 ha (in one square of 8 km of seed 1), as in regions
+of small farms.
 """
 
 from __future__ import annotations

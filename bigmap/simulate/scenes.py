@@ -45,6 +45,8 @@ SCL_FIELDS = {
 }  # fmt: skip
 
 
+MOST_THREADS = 8
+"""Each needs about half a gigabyte."""
 _BYTES_PER_PIXEL = 1.7
 """Of a compressed band, at most (measured: 1.45)."""
 _BYTES_PER_SCENE = 40_000
@@ -100,7 +102,7 @@ def write_scenes(request: SceneRequest, cache: Path, *, max_bytes: int | None = 
     if max_bytes is not None:
         _check_size(request, parts, max_bytes)
     try:
-        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(max_workers=min(MOST_THREADS, os.cpu_count() or 1)) as pool:
             written = list(pool.map(lambda part: write_part(request, part, cache), parts))
         file = write_items(request, cache, [item for items in written for item in items])
         if max_bytes is not None:

@@ -12,7 +12,13 @@ import rasterio
 from affine import Affine
 
 from bigmap.errors import PlanError
-from bigmap.simulate import LAYERS, SceneRequest, render_truth, write_scenes
+from bigmap.simulate import (
+    LAYERS,
+    SceneRequest,
+    list_request_parts,
+    render_truth,
+    write_scenes,
+)
 
 CRS = "EPSG:25831"
 CORNER = (452_000.0, 4_631_000.0)
@@ -98,6 +104,19 @@ def test_truth_is_that_of_the_scenes_zone() -> None:
         render_truth(crs, *window, seed=3, layer="cover") for crs in (CRS, "EPSG:32631")
     )
     assert (first != second).mean() < 1e-3
+
+
+def test_ground_does_not_know_the_borders_of_files() -> None:
+    """Cover must not change more often along borders of parts than elsewhere."""
+    part = list_request_parts(make_request())[0]
+    left, _, _, top = part.bounds
+    width = 3 * 1464
+    transform = Affine(2.5, 0, left - 1830, 0, -2.5, top - 500)
+    crs = f"EPSG:{part.tile.epsg}"
+    cover = render_truth(crs, transform, (1200, width), seed=3, layer="cover")
+    changes = (cover[:, 1:] != cover[:, :-1]).mean(axis=0)
+    borders = changes[[731, 731 + 1464, 731 + 2 * 1464]]
+    assert borders.max() < changes.mean() + 4 * changes.std()
 
 
 @pytest.mark.parametrize(
