@@ -1,0 +1,19 @@
+"""``python -m benchmarks [end_to_end] [resampling] [options]``; by default all of them."""
+
+import sys
+
+from benchmarks import end_to_end, resampling
+
+BENCHMARKS = {"end_to_end": end_to_end.main, "resampling": resampling.main}
+
+
+def main() -> None:
+    """Run the benchmarks that are named; options go to each of them."""
+    names = [word for word in sys.argv[1:] if word in BENCHMARKS]
+    options = [word for word in sys.argv[1:] if word not in BENCHMARKS]
+    for name in names or BENCHMARKS:
+        BENCHMARKS[name](options)
+
+
+if __name__ == "__main__":
+    main()
