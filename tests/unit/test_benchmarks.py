@@ -1,0 +1,132 @@
+"""The benchmarks' arithmetic on made-up numbers; measuring itself is left to ``make bench``."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+pytest.importorskip("psutil")
+
+from benchmarks import end_to_end, measuring, resampling
+
+BENCHMARKS = Path(measuring.__file__).parent
+
+
+def make_run(seconds: float) -> dict:
+    return {
+        "seconds": seconds,
+        "peak_gb": 1.5,
+        "elapsed_s": seconds - 2,
+        "planned": 4,
+        "stages": {"read": 6.0, "predict": 2.0},
+    }
+
+
+def test_ratios_belong_to_pairs_of_runs():
+    assert measuring.paired_ratios([2.0, 4.0], [4.0, 6.0]) == [2.0, 1.5]
+
+
+def test_ratios_need_as_many_runs_of_each():
+    with pytest.raises(ValueError, match="shorter"):
+        measuring.paired_ratios([2.0, 4.0], [4.0])
+
+
+def test_spread_is_median_and_extremes():
+    assert measuring.spread([3.0, 1.0, 8.0]) == {"median": 3.0, "min": 1.0, "max": 8.0}
+
+
+def test_table_is_markdown():
+    assert measuring.table(("a", "b"), [("x", 1)]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+
+
+@pytest.mark.parametrize(
+    ("cpu", "kind"),
+    [
+        ("AMD EPYC 7763 64-Core Processor", "2-core-amd-epyc-7763"),
+        ("Intel(R) Xeon(R) CPU E5-2686 v4 @ 2.30GHz", "2-core-intel-xeon-e5-2686-v4"),
+    ],
+)
+def test_the_kind_of_a_machine_is_a_file_name(cpu, kind):
+    assert measuring.machine_kind({"cores": 2, "cpu": cpu}) == kind
+
+
+def test_results_name_neither_machine_nor_folder():
+    text = str(measuring.describe_machine())
+    assert str(Path.home()) not in text
+    assert str(measuring.ROOT) not in text
+
+
+def test_a_process_is_measured_with_its_children(tmp_path):
+    child = "import time; data = bytearray(100_000_000); time.sleep(0.8)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}]); print(7)"
+    measured = measuring.run_measured([sys.executable, "-c", parent], tmp_path / "log")
+    assert measured.output == "7\n"
+    assert measured.seconds > 0.8
+    assert measured.peak_bytes > 100e6
+
+
+def test_a_process_that_fails_is_no_measurement(tmp_path):
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        measuring.run_measured([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "log")
+
+
+def test_a_case_is_described_by_ratio_rate_and_stages():
+    same = dict.fromkeys(
+        (
+            "share_mapped_by_both", "share_mapped_by_one", "share_of_equal_classes",
+            "share_of_ndvi_within_1e-4", "mean_ndvi_difference", "greatest_ndvi_difference",
+        ),
+        0.5,
+    )  # fmt: skip
+    text = end_to_end.describe_case(
+        {
+            "title": "made up",
+            "area_km2": 100.0,
+            "runs": {
+                "bigmap": [make_run(10.0), make_run(20.0)],
+                "by_hand": [{"seconds": 30.0, "peak_gb": 3.0}, {"seconds": 40.0, "peak_gb": 3.0}],
+            },
+            "ratios": [3.0, 2.0],
+            "comparison": same,
+        }
+    )
+    assert "By hand takes 2.50 (2.00 to 3.00) times as long" in text
+    assert "| `bigmap run` | 15.0 (10.0 to 20.0) | 27,000 (18,000 to 36,000) |" in text
+    assert "| read | 6.00 | 1500 | 75% |" in text
+    assert "take 2.0 s" in text
+
+
+def test_maps_are_compared_where_both_have_a_value(tmp_path, monkeypatch):
+    monkeypatch.setattr(end_to_end, "WORK", tmp_path)
+    case = end_to_end.Case("made-up", "", tmp_path, (0, 0, 1, 1), {})
+    classes = {"bigmap": [[0, 1], [1, 255]], "by_hand": [[0, 0], [1, 1]]}
+    ndvi = {"bigmap": [[5, 7], [9, -32768]], "by_hand": [[5, 8], [19, 3]]}
+    for who, path in case.outputs.items():
+        group = zarr.open_group(path, mode="w", zarr_format=3)
+        for name, values, dtype in (("class", classes, "uint8"), ("ndvi", ndvi, "int16")):
+            data = np.array(values[who], dtype)
+            group.create_array(name, data=data, chunks=(1, 1), shards=(2, 2))
+    found = end_to_end.compare_maps(case)
+    assert found["share_mapped_by_both"] == 0.75
+    assert found["share_mapped_by_one"] == 0.25
+    assert found["share_of_equal_classes"] == pytest.approx(2 / 3)
+    assert found["share_of_ndvi_within_1e-4"] == pytest.approx(2 / 3)
+    assert found["greatest_ndvi_difference"] == pytest.approx(1e-3)
+
+
+def test_chunks_are_joined_as_they_lie():
+    def read(roi):
+        rows, cols = roi
+        return np.add.outer(
+            100 * np.arange(rows.start, rows.stop), np.arange(cols.start, cols.stop)
+        )
+
+    roi = (slice(-3, 4), slice(5, 11))
+    assert np.array_equal(resampling.read_in_chunks(read, roi, 3), read(roi))
+
+
+def test_the_script_by_hand_stays_one_that_is_written_by_hand():
+    lines = (BENCHMARKS / "by_hand.py").read_text().splitlines()
+    assert len(lines) <= 60
