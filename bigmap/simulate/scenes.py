@@ -35,7 +35,7 @@ from bigmap.simulate.patch import NODE_M, Patch
 from bigmap.simulate.sensor import MSI
 from bigmap.simulate.tiles import PART_M, Part, list_parts
 
-VERSION = 4
+VERSION = 5
 """Of the world: part of every path, so that a changed world never mixes with an older one."""
 
 SCL_FIELDS = {

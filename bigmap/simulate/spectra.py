@@ -171,6 +171,8 @@ def _grow(units: Units, season: dict[str, F64], day: dt.date) -> F64:
         * (season["residue"] > 0)
         * (today > season["rise"])
     )
+    # In autumn the land is sown again, so that the end of a year meets the start of the next.
+    dead = dead / (1 + np.exp((today - 312) / 9))
     growth = growth * (1 - 0.9 * dead)
     # Weeds, volunteers and catch crops come after harvest, most of them where it rains.
     regrowth = (0.08 + 0.7 * units.humidity) * to_uniform(units.bits, draw=44)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,7 @@ from bigmap.simulate.observation import MARGIN_M, Observation, start_observation
 from bigmap.simulate.patch import Patch
 from bigmap.simulate.scenes import quantise
 from bigmap.simulate.sensor import MSI, Optics, draw_noise
+from bigmap.simulate.spectra import mix_spectra
 from bigmap.simulate.weather import draw_layer
 
 SEED = 3
@@ -192,3 +195,23 @@ def test_datatakes_differ_only_by_their_own_seed() -> None:
 
     assert [name(take) for take in first] == [name(take) for take in second]
     assert {take.seed for take in first}.isdisjoint(take.seed for take in second)
+
+
+def test_seasons_have_no_jump(landscape: Landscape) -> None:
+    """One day changes no NDVI much, least of all New Year."""
+    days = [dt.date(2024, 12, 20) + dt.timedelta(days=step) for step in range(25)]
+    spectra = [mix_spectra(landscape.units, day)[0] for day in days]
+    ndvi = np.array([(part[:, 7] - part[:, 3]) / (part[:, 7] + part[:, 3]) for part in spectra])
+    assert float(np.abs(np.diff(ndvi, axis=0)).max()) < 0.05
+
+
+def test_dates_are_those_of_the_real_scenes(shared_data: Path) -> None:
+    file = shared_data / "sentinel-2-l2a" / "items.json"
+    for item in json.loads(file.read_text())["features"]:
+        west, south, east, north = item["bbox"]
+        place = np.array([(west + east) / 2]), np.array([(south + north) / 2])
+        real = dt.datetime.fromisoformat(item["properties"]["datetime"])
+        takes = list_datatakes(SEED, *place, real.date(), real.date())
+        assert [take.platform for take in takes] == [item["properties"]["platform"]]
+        assert f"R{takes[0].relative_orbit:03d}" in item["properties"]["s2:product_uri"]
+        assert abs(takes[0].time_at(float(place[1][0])) - real) < dt.timedelta(seconds=30)
