@@ -232,13 +232,15 @@ def show_status(console: Console, status: RunStatus) -> None:
 
 def summary_dict(summary: RunSummary, output: str) -> dict[str, Any]:
     """Return a summary for scripts."""
-    return asdict(summary) | {"output": output, "exit_code": summary.exit_code}
+    counts = {"states": dict(summary.states), "seconds": dict(summary.seconds)}
+    return asdict(summary) | counts | {"output": output, "exit_code": summary.exit_code}
 
 
 def status_dict(status: RunStatus) -> dict[str, Any]:
     """Return a status for scripts."""
     running = status.lease is not None and status.lease.is_alive
-    return asdict(status) | {"missing": status.missing, "running": running}
+    counts = {"states": dict(status.states), "missing": status.missing}
+    return asdict(status) | counts | {"running": running}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

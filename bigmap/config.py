@@ -15,6 +15,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -524,7 +525,7 @@ def _explain(error: ValidationError) -> str:
     """Turn the first of pydantic's errors into one sentence that names the field."""
     errors = error.errors(include_url=False)
     # An unknown key explains a missing one (a misspelt field gives both), so it comes first.
-    errors.sort(key=lambda entry: entry["type"] != "extra_forbidden")
+    errors.sort(key=lambda entry: entry["type"] not in ("extra_forbidden", "invalid_key"))
     first = errors[0]
     field = _name_field(first["loc"]) or "recipe"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
@@ -567,13 +568,21 @@ def _name_field(loc: tuple[int | str, ...]) -> str:
     """Join an error's location, without the tags that pydantic adds to it after a union."""
     before: tuple[int | str, ...] = ("", *loc)
     return ".".join(
-        str(part)
+        str(part) if str(part).isprintable() else repr(part)
         for parent, part in zip(before, loc, strict=False)
         if part not in UNION_TAGS.get(str(parent), ())
     )
 
 
-def _suggest(loc: tuple[Any, ...]) -> str:
+def _suggest(loc: tuple[int | str, ...]) -> str:
+    # The same name may be a field of another part, or of another kind of source.
+    known = sorted(_list_fields() - {str(loc[-1])})
+    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+@cache
+def _list_fields() -> frozenset[str]:
     known: set[str] = set()
 
     def collect(schema: Any) -> None:
@@ -583,6 +592,4 @@ def _suggest(loc: tuple[Any, ...]) -> str:
                 collect(value)
 
     collect(Recipe.model_json_schema())
-    known.discard(str(loc[-1]))  # a field of another part, or of another kind of source
-    close = difflib.get_close_matches(str(loc[-1]), sorted(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return frozenset(known)
