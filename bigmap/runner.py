@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
 import signal
@@ -256,8 +257,10 @@ class _Driver:
     def _stop(self) -> None:
         if self.client.status != "running":
             return
-        self.client.cancel(list(self.flying))
-        self.client.unregister_worker_plugin(self.plugin)
+        # A cluster that stops too, as it does when a job is cancelled, needs no tidying.
+        with contextlib.suppress(CommClosedError, OSError, TimeoutError):
+            self.client.cancel(list(self.flying))
+            self.client.unregister_worker_plugin(self.plugin)
 
     def _slots(self) -> int:
         workers = self.client.scheduler_info(n_workers=-1)["workers"].values()

@@ -68,7 +68,7 @@ def load_with_stackstac(
 ) -> da.Array:  # fmt: skip
     """Stack assets with stackstac; see :data:`LOADERS`."""
     stack = stackstac.stack(
-        [_plain_item(row, assets, lattice.crs) for row in rows],
+        [_plain_item(row, assets, lattice.crs, number) for number, row in enumerate(rows)],
         assets=list(assets),
         epsg=epsg_of(lattice.crs),
         resolution=lattice.gsd_m,
@@ -83,13 +83,20 @@ def load_with_stackstac(
         band_coords=False,
         reader=_ReaderFactory(reader),
     )
-    data: da.Array = stack.data
-    return data
+    # stackstac leaves out items that lie outside the bounds; the others keep their places.
+    kept = stack["id"].values.tolist() if stack.shape[1] else []
+    found = {number: place for place, number in enumerate(kept)}
+    if len(found) == len(rows):
+        data: da.Array = stack.data
+        return data
+    shape = (len(assets), *stack.shape[2:])
+    empty = da.full(shape, reader.nodata, dtype=reader.dtype, chunks=(1, *stack.data.chunks[2:]))
+    return da.stack([stack.data[found[i]] if i in found else empty for i in range(len(rows))])
 
 
-def _plain_item(row: ItemRow, assets: Sequence[str], crs: str) -> dict[str, Any]:
+def _plain_item(row: ItemRow, assets: Sequence[str], crs: str, number: int) -> dict[str, Any]:
     return {
-        "id": row.id,
+        "id": number,
         "properties": {
             "datetime": row.datetime.isoformat(),
             "proj:epsg": epsg_of(crs),
