@@ -98,7 +98,9 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions | {"gdal": rasterio.__gdal_version__},
         "commit": _git("rev-parse", "--short", "HEAD"),
-        "changed_files": len(_git("status", "--porcelain", "--", "bigmap", "benchmarks").split()),
+        "changed_files": len(
+            _git("status", "--porcelain", "--", "bigmap", "benchmarks/*.py").splitlines()
+        ),
         "load_before": round(os.getloadavg()[0], 2),
     }
 
