@@ -399,8 +399,11 @@ class _StrictLoader(yaml.SafeLoader):
                 None, None, f"a value is no {tag}", node.start_mark
             ) from None
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
         """Refuse duplicate keys, of which YAML would silently take the last."""
+        if not isinstance(node, yaml.MappingNode):  # a tag can claim anything
+            problem = "a value is no mapping"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         counts = Counter(str(self.construct_object(key, deep=True)) for key, _ in node.value)
         doubled = sorted(key for key, count in counts.items() if count > 1)
         if doubled:

@@ -203,3 +203,11 @@ def test_numbers_too_long_for_python(tmp_path):
     file.write_text("name: " + "9" * 5000)
     with pytest.raises(RecipeError, match="line 1: a value is no int"):
         load_recipe(file)
+
+
+@pytest.mark.parametrize("tag", ["set", "map", "omap", "pairs", "seq", "timestamp", "float"])
+def test_tags_that_the_value_does_not_fit(tmp_path, tag):
+    file = tmp_path / "r.yaml"
+    file.write_text(f"name: !!{tag} 2024-02-31")
+    with pytest.raises(RecipeError, match="line 1"):
+        load_recipe(file)
