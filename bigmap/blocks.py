@@ -160,25 +160,40 @@ class _CellReads:
             masks = self._read_masks(reader, both)
         inside, cut = grid.relative(cell, both), grid.relative(window, both)
         share = {day: 100 * float(mask.mosaic()[inside].mean()) for day, mask in masks.items()}
-        pixels: dict[dt.date, tuple[UInt16Array, BoolArray]] = {}
-        chosen = self._choose(share)
         with self.timings.measure("read"):
-            while missing := sorted(set(chosen) - set(pixels)):
-                day = missing[0]
-                try:
-                    pixels[day] = reader.read_day(day, window, masks=masks[day].cut(cut))
-                except ReadError as error:
-                    self._drop(day, error)
-                    chosen = self._choose(share)
-        self.used.update(chosen)
+            pixels = self._read_bands(
+                reader, {d: m.cut(cut) for d, m in masks.items()}, share, window
+            )
+        self.used.update(pixels)
         shape = grid.shape_of(window)
-        if not chosen:
+        if not pixels:
             bands = len(reader.bands)
             return CellData(np.zeros((0, bands, *shape), np.uint16), np.zeros((0, *shape), bool))
+        days = sorted(pixels)
         return CellData(
-            np.stack([pixels[day][0] for day in chosen]),
-            np.stack([pixels[day][1] for day in chosen]),
+            np.stack([pixels[day][0] for day in days]), np.stack([pixels[day][1] for day in days])
         )
+
+    def _read_bands(
+        self,
+        reader: CubeReader,
+        masks: dict[dt.date, DayMasks],
+        share: dict[dt.date, float],
+        window: ROI,
+    ) -> dict[dt.date, tuple[UInt16Array, BoolArray]]:
+        try:
+            return reader.read_days({day: masks[day] for day in self._choose(share)}, window)
+        except ReadError:
+            if self.job.on_error == "fail":
+                raise
+        # As with the masks: one by one, a broken file costs its day, and the next best is read.
+        pixels: dict[dt.date, tuple[UInt16Array, BoolArray]] = {}
+        while missing := sorted(set(self._choose(share)) - set(pixels)):
+            try:
+                pixels |= reader.read_days({missing[0]: masks[missing[0]]}, window)
+            except ReadError as error:
+                self._drop(missing[0], error)
+        return {day: pixels[day] for day in self._choose(share)}
 
     def _choose(self, share: dict[dt.date, float]) -> list[dt.date]:
         days = [day for day in sorted(share) if day not in self.dropped]

@@ -32,6 +32,8 @@ def open_client(recipe: Recipe) -> Iterator[Client]:
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": 0.9,
         "distributed.worker.memory.terminate": 0.97,
+        # Threads that wait for each other must not spin: another block may need the core.
+        "distributed.nanny.pre-spawn-environ.OMP_WAIT_POLICY": "PASSIVE",
         "distributed.admin.large-graph-warning-threshold": "100MB",
     }
     with (

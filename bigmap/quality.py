@@ -56,15 +56,21 @@ def read_mask(values: npt.NDArray[Any], rule: MaskRule) -> tuple[BoolArray, Bool
         everywhere = np.ones(values.shape, dtype=bool)
         return everywhere, everywhere
     has_data = values != rule.nodata
-    if rule.kind == "probability":
-        clear = values <= rule.max_percent
-    else:
-        clear = np.isin(values, rule.clear_values)
-    spoilt = has_data & ~clear
-    if rule.dilate_px:
+    spoilt = has_data & ~_clear_table(rule)[values]
+    if rule.dilate_px and spoilt.any():
         size = (1,) * (values.ndim - 2) + (2 * rule.dilate_px + 1,) * 2
         spoilt = maximum_filter(spoilt, size=size, mode="constant", cval=0)
     return has_data & ~spoilt, has_data
+
+
+def _clear_table(rule: MaskRule) -> BoolArray:
+    """Tell for each of the 256 values of a mask whether it is clear."""
+    table = np.zeros(256, dtype=bool)
+    if rule.kind == "probability":
+        table[: rule.max_percent + 1] = True
+    else:
+        table[[value for value in rule.clear_values if value < len(table)]] = True
+    return table
 
 
 def mosaic_first(has_data: BoolArray) -> npt.NDArray[np.intp]:

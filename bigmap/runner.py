@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import logging
+import math
 import signal
 import threading
 import time
@@ -41,6 +42,7 @@ LOG = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
 RETRY_DELAY_S = 5.0
 IN_FLIGHT_PER_SLOT = 2
+COUNT_WORKERS_S = 5.0
 FINAL_STATES = ("done", "empty")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -224,6 +226,7 @@ class _Driver:
         self.summary = summary
         self.waiting: deque[tuple[float, ROI, int]] = deque()
         self.flying: dict[Future[BlockRecord], tuple[ROI, int]] = {}
+        self.slots, self.counted = 1, -math.inf
         self.plugin = f"bigmap-{uuid.uuid4().hex}"
 
     def drive(self, todo: Sequence[ROI], job: BlockJob, task: BlockTask, threads: int) -> None:
@@ -231,7 +234,7 @@ class _Driver:
         if not todo:
             return
         self.client.register_plugin(_JobPlugin(self.plugin, job, task, threads))
-        finished = as_completed()
+        finished = as_completed(with_results=True, raise_errors=False)
         source = iter(todo)
         try:
             self._refill(source, finished)
@@ -240,9 +243,12 @@ class _Driver:
                     time.sleep(max(0.0, self.waiting[0][0] - time.monotonic()))
                     self._refill(source, finished)
                     continue
-                future = next(finished)
+                future, result = next(finished)
                 block, attempt = self.flying.pop(future)
-                self._settle(future, block, attempt)
+                if future.status == "finished":
+                    self._record(replace(result, attempts=attempt))
+                else:
+                    self._retry(future, block, attempt)
                 del future
                 self._refill(source, finished)
                 if self.lease.is_lost:
@@ -263,8 +269,13 @@ class _Driver:
             self.client.unregister_worker_plugin(self.plugin)
 
     def _slots(self) -> int:
+        """Return how many blocks the workers run at once; asked anew every few seconds."""
+        if time.monotonic() - self.counted < COUNT_WORKERS_S:
+            return self.slots
+        self.counted = time.monotonic()
         workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        return max(1, sum(int(worker["nthreads"]) for worker in workers))
+        self.slots = max(1, sum(int(worker["nthreads"]) for worker in workers))
+        return self.slots
 
     def _refill(self, source: Iterator[ROI], finished: as_completed) -> None:
         """Send blocks until enough are in flight; a block that failed waits its turn first."""
@@ -288,10 +299,8 @@ class _Driver:
             self.flying[future] = (block, attempt)
             finished.add(future)
 
-    def _settle(self, future: Future[BlockRecord], block: ROI, attempt: int) -> None:
-        if future.status == "finished":
-            self._record(replace(future.result(), attempts=attempt))
-            return
+    def _retry(self, future: Future[BlockRecord], block: ROI, attempt: int) -> None:
+        """Send a failed block again later, or record that it failed for good."""
         error = future.exception() if future.status == "error" else None
         if isinstance(error, (LeaseError, ModelError)):
             raise error

@@ -10,7 +10,7 @@ there in every band and in the mask.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -48,6 +48,9 @@ class DayMasks:
 
     def mosaic(self) -> BoolArray:
         """Return the day's clear pixels by the masks alone, bool (y, x)."""
+        if len(self.clear) == 1:
+            only: BoolArray = self.clear[0]
+            return only
         first = mosaic_first(self.has_data)[np.newaxis]
         clear: BoolArray = np.take_along_axis(self.clear & self.has_data, first, axis=0)[0]
         return clear
@@ -111,37 +114,42 @@ class CubeReader:
             first = own.stop
         return masks
 
-    def read_day(
-        self, day: dt.date, roi: ROI, *, masks: DayMasks | None = None
-    ) -> tuple[UInt16Array, BoolArray]:
-        """Read one date.
+    def read_days(
+        self, masks: Mapping[dt.date, DayMasks], roi: ROI
+    ) -> dict[dt.date, tuple[UInt16Array, BoolArray]]:
+        """Read dates whose masks have been read.
 
         Parameters
         ----------
-        day
-            One of :attr:`days`.
+        masks
+            The days wanted, with their masks of the region from :meth:`read_masks`.
         roi
             ``(rows, cols)`` in global pixel indices of the grid.
-        masks
-            The day's masks of that region, where they have been read already.
 
         Returns
         -------
-        dn
-            uint16, (band, y, x); reflectance is ``1e-4 * dn - 0.1``, and 0 is nodata.
-        clear
-            bool, (y, x); a clear pixel has data in every band.
+        dict of date to (dn, clear)
+            ``dn`` is uint16, (band, y, x); reflectance is ``1e-4 * dn - 0.1``, and 0 is nodata.
+            ``clear`` is bool, (y, x); a clear pixel has data in every band.
 
         Raises
         ------
         ReadError
             If a file cannot be read.
         """
-        rows = self.rows_of(day)
+        by_day = {day: self.rows_of(day) for day in masks}
+        rows = [row for items in by_day.values() for row in items]
+        if not rows:
+            return {}
         stack = self._stack(rows, self.bands, roi, is_mask=False)
         dn = stack.compute(scheduler="threads", num_workers=self.threads)
-        masks = masks or self.read_masks([day], roi)[day]
-        return mosaic_items(dn, masks.clear, masks.has_data, [row.dn_shift for row in rows])
+        dates, first = {}, 0
+        for day, items in by_day.items():
+            own = dn[first : first + len(items)]
+            first += len(items)
+            shifts = [row.dn_shift for row in items]
+            dates[day] = mosaic_items(own, masks[day].clear, masks[day].has_data, shifts)
+        return dates
 
     def _stack(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import dask.array as da
 import numpy as np
@@ -87,11 +87,11 @@ def load_with_stackstac(
     kept = stack["id"].values.tolist() if stack.shape[1] else []
     found = {number: place for place, number in enumerate(kept)}
     if len(found) == len(rows):
-        data: da.Array = stack.data
-        return data
+        return cast("da.Array", stack.data)
     shape = (len(assets), *stack.shape[2:])
     empty = da.full(shape, reader.nodata, dtype=reader.dtype, chunks=(1, *stack.data.chunks[2:]))
-    return da.stack([stack.data[found[i]] if i in found else empty for i in range(len(rows))])
+    parts = [stack.data[found[i]] if i in found else empty for i in range(len(rows))]
+    return cast("da.Array", da.stack(parts))
 
 
 def _plain_item(row: ItemRow, assets: Sequence[str], crs: str, number: int) -> dict[str, Any]:

@@ -137,9 +137,7 @@ class RasterReader:
         origin = find_origin(self.target, source)
         out = np.full(grid.shape_of(roi), self.nodata, dtype=self.dtype)
         if origin is None:
-            rows, cols = roi
-            key = (rows.start, rows.stop, cols.start, cols.stop)
-            sampling = plan_sampling(self.target, key, source, self.resampling)
+            sampling = plan_sampling(self.target, roi, source, self.resampling)
             return out if sampling is None else sampling.apply(read(*sampling.window), self.nodata)
         height, width = source.shape
         extent = slice(origin[0], origin[0] + height), slice(origin[1], origin[1] + width)

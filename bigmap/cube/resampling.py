@@ -12,6 +12,7 @@ pixels follow GDAL's warper (Keys 1981 with a = -0.5 for ``cubic``).
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,6 +33,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 ROIKey = tuple[int, int, int, int]
+_PLANNING = threading.Lock()
 
 
 def _weigh_bilinear(distance: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -188,10 +190,7 @@ class Sampling:
         return np.where(found, result, np.float32(nodata)).astype(pixels.dtype)
 
 
-@lru_cache(maxsize=12)
-def plan_sampling(
-    target: TargetGrid, roi: ROIKey, source: FileGrid, method: str
-) -> Sampling | None:
+def plan_sampling(target: TargetGrid, roi: ROI, source: FileGrid, method: str) -> Sampling | None:
     """Plan the resampling of a file onto a region.
 
     Kernels widen where the file is finer than the grid, as GDAL's do.
@@ -201,7 +200,7 @@ def plan_sampling(
     target
         The grid.
     roi
-        First and last row, first and last column (ends excluded), in global pixel indices.
+        ``(rows, cols)`` in global pixel indices of the grid.
     source
         The grid of the file.
     method
@@ -212,7 +211,15 @@ def plan_sampling(
     Sampling or None
         None where no place lies in the file.
     """
-    x, y = locate_pixels(target, (slice(*roi[:2]), slice(*roi[2:])), source.crs)
+    rows, cols = roi
+    # One thread plans while the others, which want the same, wait for it.
+    with _PLANNING:
+        return _plan(target, (rows.start, rows.stop, cols.start, cols.stop), source, method)
+
+
+@lru_cache(maxsize=12)
+def _plan(target: TargetGrid, roi: ROIKey, source: FileGrid, method: str) -> Sampling | None:
+    x, y = _locate(target, roi, source.crs)
     inverse = ~source.transform
     cols = inverse.a * x + inverse.b * y + inverse.c
     rows = inverse.d * x + inverse.e * y + inverse.f
@@ -227,9 +234,11 @@ def plan_sampling(
     )
     methods = {"nearest": (), "bilinear": ("bilinear",), "cubic": ("cubic", "bilinear")}[method]
     reach = [max([0] + [_reach(m, ratio) for m in methods]) + 1 for ratio in ratios]
+    is_whole = bool(inside.all())
+    reached = (rows, cols) if is_whole else (rows[inside], cols[inside])
     wanted = [
-        (int(values[inside].min()) - margin, int(values[inside].max()) + margin + 1)
-        for values, margin in zip((rows, cols), reach, strict=True)
+        (int(values.min()) - margin, int(values.max()) + margin + 1)
+        for values, margin in zip(reached, reach, strict=True)
     ]
     window = [
         slice(max(0, low), min(size, high))
@@ -240,16 +249,23 @@ def plan_sampling(
         for part, (low, high) in zip(window, wanted, strict=True)
     ]
     width = wanted[1][1] - wanted[1][0]
-    rows = np.where(inside, rows - wanted[0][0], reach[0])
-    cols = np.where(inside, cols - wanted[1][0], reach[1])
-    nearest = np.floor(rows + TIE_PX) * width + np.floor(cols + TIE_PX)
+    rows, cols = rows - wanted[0][0], cols - wanted[1][0]
+    if not is_whole:
+        rows, cols = np.where(inside, rows, reach[0]), np.where(inside, cols, reach[1])
+    # Both are positive here, so that cutting the fraction off rounds down.
+    nearest = (rows + TIE_PX).astype(np.int32) * np.int32(width) + (cols + TIE_PX).astype(np.int32)
     return Sampling(
         window=(window[0], window[1]),
         padding=(padding[0], padding[1]),
         inside=inside,
-        nearest=nearest.astype(np.int32),
+        nearest=nearest,
         kernels=tuple(_plan_kernel(rows - 0.5, cols - 0.5, width, ratios, m) for m in methods),
     )
+
+
+@lru_cache(maxsize=4)
+def _locate(target: TargetGrid, roi: ROIKey, source: str) -> tuple[FloatArray, FloatArray]:
+    return locate_pixels(target, (slice(*roi[:2]), slice(*roi[2:])), source)
 
 
 def _reach(method: str, ratio: float) -> int:
@@ -262,9 +278,9 @@ def _plan_kernel(
     weights, firsts = [], []
     for places, ratio in ((rows, ratios[0]), (cols, ratios[1])):
         stretch, reach = min(ratio, 1.0), _reach(method, ratio)
-        base = np.floor(places)
+        base = places.astype(np.int32)
         share = (places - base).astype(np.float32)
-        firsts.append(base.astype(np.int32) + (1 - reach))
+        firsts.append(base + np.int32(1 - reach))
         taps = range(1 - reach, reach + 1)
         weigh = KERNELS[method][1]
         weights.append(tuple(weigh((np.float32(t) - share) * np.float32(stretch)) for t in taps))

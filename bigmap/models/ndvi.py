@@ -111,27 +111,23 @@ def fill_holes(values: Tensor, known: Tensor) -> Tensor:
     values, known
         float32 and bool, (batch, y, x).
     """
-    total = torch.zeros_like(values)
-    count = torch.zeros_like(values)
-    for shifted_values, shifted_known in zip(
-        _neighbours(torch.where(known, values, 0), FILL_RADIUS_PX),
-        _neighbours(known.to(values.dtype), FILL_RADIUS_PX),
-        strict=True,
-    ):
-        total = total + shifted_values
-        count = count + shifted_known
+    if bool(known.all()):
+        return values
+    total = _sum_around(torch.where(known, values, 0))
+    count = _sum_around(known.to(values.dtype))
     return torch.where(known, values, total / count.clamp(min=1))
 
 
-def _neighbours(values: Tensor, radius_px: int) -> list[Tensor]:
-    size = 2 * radius_px + 1
-    padded = F.pad(values, (radius_px,) * 4)
-    height, width = values.shape[-2:]
-    return [
-        padded[..., row : row + height, col : col + width]
-        for row in range(size)
-        for col in range(size)
-    ]
+def _sum_around(values: Tensor) -> Tensor:
+    """Add up the pixels within ``FILL_RADIUS_PX`` along both axes, in one fixed order."""
+    for axis in (-2, -1):
+        size = values.shape[axis]
+        padding = (0, 0, FILL_RADIUS_PX, FILL_RADIUS_PX) if axis == -2 else (FILL_RADIUS_PX,) * 2
+        padded = F.pad(values, padding)
+        values = padded.narrow(axis, 0, size)
+        for shift in range(1, 2 * FILL_RADIUS_PX + 1):
+            values = values + padded.narrow(axis, shift, size)
+    return values
 
 
 def upsample_bicubic(values: Tensor, upscale: int) -> Tensor:

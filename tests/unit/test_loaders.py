@@ -56,6 +56,10 @@ def reader(tmp_path):
     return CubeReader(rows=rows, lattice=LATTICE, bands=("red", "nir"), mask=SCL, threads=1)
 
 
+def read_one(reader, day, roi):
+    return reader.read_days(reader.read_masks([day], roi), roi)[day]
+
+
 ROI = (slice(-460_000, -460_000 + 64), slice(40_000, 40_000 + 96))
 
 
@@ -76,14 +80,14 @@ def test_items_keep_their_places(reader, loader):
 def test_a_date_takes_the_first_item_with_data_and_one_scale(reader, loader):
     reader = dataclasses.replace(reader, loader=loader)
     assert [str(day) for day in reader.days] == ["2024-05-01", "2024-05-03", "2024-05-05"]
-    dn, clear = reader.read_day(reader.days[0], ROI)
+    dn, clear = read_one(reader, reader.days[0], ROI)
     assert (dn[0, 8:, :64] == 2000).all()  # shifted to the DN of baseline 04.00
     assert (dn[0, :, 64:] == 3000).all()
     assert (dn[0, :8, 32:] == 3000).all()  # the first item has a hole, the second fills it
     assert not dn[:, :8, :32].any()
     assert clear[8:].all()
     assert not clear[:8, :32].any()
-    dn, clear = reader.read_day(reader.days[1], ROI)
+    dn, clear = read_one(reader, reader.days[1], ROI)
     assert dn[:, :, :64].all()
     assert not clear.any()
     masks = reader.read_masks(reader.days, ROI)
@@ -108,6 +112,6 @@ def test_the_lazy_cube_equals_the_dates_read_one_by_one(reader, loader, chunk_px
     assert float(cube.y[0]) == 4_599_995
     loaded = cube.compute(scheduler="synchronous")
     for index, day in enumerate(reader.days):
-        dn, clear = reader.read_day(day, ROI)
+        dn, clear = read_one(reader, day, ROI)
         assert np.array_equal(loaded.values[index], dn)
         assert np.array_equal(loaded.clear.values[index], clear)
