@@ -46,8 +46,7 @@ class Datatake:
     @property
     def node_longitude(self) -> float:
         """Longitude of the ascending node in degrees: where local solar time is 22:30."""
-        hours = (self.node - _midnight(self.node)).total_seconds() / 3600
-        return (22.5 - hours) * 15.0
+        return _node_longitude(self.node)
 
     def cross_track_km(self, longitude: F64, latitude: F64) -> F64:
         """Return the distance of places to the ground track, positive to the east.
@@ -61,7 +60,7 @@ class Datatake:
         """
         track = self.node_longitude + _descend(latitude)
         ahead = self.node_longitude + _descend(latitude + 0.01)
-        apart = np.mod(longitude - track + 180, 360) - 180
+        apart = _turn(longitude - track)
         shrink = np.cos(np.radians(latitude))
         lean = np.arctan((ahead - track) / 0.01 * shrink)
         return np.asarray(np.radians(apart) * EARTH_RADIUS_KM * shrink * np.cos(lean))
@@ -131,17 +130,42 @@ def list_datatakes(
     first = dt.datetime.combine(start, dt.time(), dt.UTC) - dt.timedelta(hours=2)
     last = dt.datetime.combine(end, dt.time(), dt.UTC) + dt.timedelta(days=1)
     middle = float(np.mean(latitude))
+    track, shrink = _trace_track(latitude)
     for platform, phase in _PHASE.items():
         origin = _NODE_79 + phase
         count = -int((origin - first) // PERIOD)
         while (node := origin + CYCLE * count / ORBITS) < last:
-            datatake = _make_datatake(seed, platform, node, count)
-            distance = datatake.cross_track_km(longitude, latitude)
-            day = datatake.time_at(middle).date()
-            if np.abs(distance).min() < HALF_SWATH_KM and start <= day <= end:
-                found.append(datatake)
+            across = _turn(longitude - _node_longitude(node) - track) * shrink
+            if np.abs(across).min() < HALF_SWATH_KM:
+                datatake = _make_datatake(seed, platform, node, count)
+                if start <= datatake.time_at(middle).date() <= end:
+                    found.append(datatake)
             count += 1
     return sorted(found, key=lambda datatake: datatake.node)
+
+
+def _node_longitude(node: dt.datetime) -> float:
+    return (22.5 - (node - _midnight(node)).total_seconds() / 3600) * 15.0
+
+
+def _trace_track(latitude: F64) -> tuple[F64, F64]:
+    """Return what :meth:`Datatake.cross_track_km` needs and no datatake changes.
+
+    Returns
+    -------
+    track, shrink
+        Longitude of the ground track relative to its node in degrees, and kilometres across
+        the track for each degree of longitude.
+    """
+    track = _descend(latitude)
+    shrink = np.cos(np.radians(latitude))
+    lean = np.arctan((_descend(latitude + 0.01) - track) / 0.01 * shrink)
+    return track, np.radians(1.0) * EARTH_RADIUS_KM * shrink * np.cos(lean)
+
+
+def _turn(degrees: F64) -> F64:
+    """Bring angles into -180 to 180 degrees."""
+    return np.asarray(np.mod(degrees + 180, 360) - 180)
 
 
 def _make_datatake(seed: int, platform: str, node: dt.datetime, count: int) -> Datatake:
