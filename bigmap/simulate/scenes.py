@@ -11,10 +11,11 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from bigmap.simulate.items import describe_item, name_file, name_item
 from bigmap.simulate.landscape import Landscape, build_landscape
 from bigmap.simulate.observation import MARGIN_M, Observation, start_observation
 from bigmap.simulate.patch import NODE_M, Patch
+from bigmap.simulate.pool import count_cores, run_tasks
 from bigmap.simulate.sensor import MSI
 from bigmap.simulate.tiles import PART_M, Part, list_parts
 
@@ -45,12 +47,14 @@ SCL_FIELDS = {
 }  # fmt: skip
 
 
-MOST_THREADS = 8
+MOST_PROCESSES = 8
 """Each needs about half a gigabyte."""
 _BYTES_PER_PIXEL = 1.7
 """Of a compressed band, at most (measured: 1.45)."""
 _BYTES_PER_SCENE = 40_000
 """Of the scene classification and the item."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,16 +105,23 @@ def write_scenes(request: SceneRequest, cache: Path, *, max_bytes: int | None = 
     parts = list_request_parts(request)
     if max_bytes is not None:
         _check_size(request, parts, max_bytes)
-    try:
-        with ThreadPoolExecutor(max_workers=min(MOST_THREADS, os.cpu_count() or 1)) as pool:
-            written = list(pool.map(lambda part: write_part(request, part, cache), parts))
+    _render_missing(request, parts, cache)
+    with explain_failures(cache):
+        written = [write_part(request, part, cache) for part in parts]
         file = write_items(request, cache, [item for items in written for item in items])
         if max_bytes is not None:
             keep = {cache / folder for part in parts for _, folder in _plan_part(request, part)}
             trim_cache(cache, max_bytes=max_bytes, keep=keep)
+    return file
+
+
+@contextmanager
+def explain_failures(cache: Path) -> Iterator[None]:
+    """Turn what storage raises into an :class:`~bigmap.errors.OutputError` that names the cache."""
+    try:
+        yield
     except (OSError, rasterio.errors.RasterioIOError) as error:
         raise OutputError(f"{cache}: simulated scenes cannot be written ({error})") from error
-    return file
 
 
 def list_request_parts(request: SceneRequest) -> list[Part]:
@@ -141,13 +152,11 @@ def write_part(request: SceneRequest, part: Part, cache: Path) -> list[dict[str,
     list of dict
         The part's items in the order of time, for :func:`write_items`.
     """
-    assets = (*dict.fromkeys(request.bands), "scl")
     landscape: Landscape | None = None
     items = []
     for datatake, folder in _plan_part(request, part):
-        names = {asset: _name_file(asset, request.flavour, datatake) for asset in assets}
-        files = [cache / folder / name for name in (*names.values(), "item.json")]
-        if not all(file.exists() for file in files):
+        names = _name_files(request, datatake)
+        if _is_missing(cache / folder, names):
             if landscape is None:
                 landscape = build_landscape(request.seed, _patch_of(part).grow(MARGIN_M))
             observation = start_observation(datatake, landscape)
@@ -178,6 +187,42 @@ def write_items(request: SceneRequest, cache: Path, items: list[dict[str, Any]])
     return file
 
 
+def _render_missing(request: SceneRequest, parts: list[Part], cache: Path) -> None:
+    """Write what the cache lacks, on all cores where there is work for more than one."""
+    missing = {
+        number: count
+        for number, part in enumerate(parts)
+        if (count := _count_missing(request, part, cache))
+    }
+    if missing:
+        _log.info("simulating %d scenes in %s", sum(missing.values()), cache)
+    processes = min(MOST_PROCESSES, count_cores(), len(missing))
+    if processes > 1:
+        setup = {
+            "request": asdict(request)
+            | {"start": request.start.isoformat(), "end": request.end.isoformat()},
+            "cache": str(cache),
+        }
+        run_tasks(setup, list(missing), processes=processes)
+
+
+def _count_missing(request: SceneRequest, part: Part, cache: Path) -> int:
+    return sum(
+        _is_missing(cache / folder, _name_files(request, datatake))
+        for datatake, folder in _plan_part(request, part)
+    )
+
+
+def _is_missing(folder: Path, names: Mapping[str, str]) -> bool:
+    return not all((folder / name).exists() for name in (*names.values(), "item.json"))
+
+
+def _name_files(request: SceneRequest, datatake: Datatake) -> dict[str, str]:
+    """Return the file of each asset, relative to the folder of its scene."""
+    assets = (*dict.fromkeys(request.bands), "scl")
+    return {asset: _name_file(asset, request.flavour, datatake) for asset in assets}
+
+
 def _check_size(request: SceneRequest, parts: list[Part], max_bytes: int) -> None:
     """Refuse a request whose scenes would not fit into the cache, before any is written."""
     scenes = sum(len(_plan_part(request, part)) for part in parts)
@@ -192,13 +237,18 @@ def _check_size(request: SceneRequest, parts: list[Part], max_bytes: int) -> Non
 
 def _plan_part(request: SceneRequest, part: Part) -> list[tuple[Datatake, Path]]:
     """List a part's datatakes and the folders of their files, relative to the cache."""
-    # Swath edges are nearly straight, so the corners of a part stand for all of it.
-    ends = PART_M // NODE_M
-    longitude, latitude = (nodes[::ends, ::ends] for nodes in _patch_of(part).lonlat)
-    datatakes = list_datatakes(request.seed, longitude, latitude, request.start, request.end)
+    datatakes = _list_datatakes_of(part, request.seed, request.start, request.end)
     root = Path(f"world-{VERSION}", f"seed-{request.seed}", part.tile.name)
     place = root / f"{part.row:02d}{part.column:02d}"
     return [(datatake, place / name_item(part, datatake)) for datatake in datatakes]
+
+
+@lru_cache(maxsize=4096)
+def _list_datatakes_of(part: Part, seed: int, start: dt.date, end: dt.date) -> tuple[Datatake, ...]:
+    # Swath edges are nearly straight, so the corners of a part stand for all of it.
+    ends = PART_M // NODE_M
+    longitude, latitude = (nodes[::ends, ::ends] for nodes in _patch_of(part).lonlat)
+    return tuple(list_datatakes(seed, longitude, latitude, start, end))
 
 
 def _patch_of(part: Part) -> Patch:
@@ -271,7 +321,13 @@ def _count(scl: npt.NDArray[np.uint8]) -> dict[str, float]:
 
 def _outline(part: Part, scl: npt.NDArray[np.uint8]) -> list[tuple[float, float]]:
     """Return the convex hull of the valid pixels as a ring in the part's CRS."""
-    rows, columns = np.nonzero(scl)
+    valid = scl != 0
+    rows = np.flatnonzero(valid.any(axis=1))
+    # Only the ends of rows can be corners of a hull.
+    columns = np.concatenate(
+        [valid.argmax(axis=1)[rows], scl.shape[1] - 1 - valid[:, ::-1].argmax(axis=1)[rows]]
+    )
+    rows = np.tile(rows, 2)
     if not len(rows):
         rows, columns = np.array([0, 0, scl.shape[0] - 1]), np.array([0, scl.shape[1] - 1, 0])
     corners = np.concatenate(
