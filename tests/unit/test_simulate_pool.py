@@ -98,7 +98,7 @@ def test_a_script_without_a_guard_runs_once_and_stops_cleanly(tmp_path: Path) ->
     cache = tmp_path / "cache"
     script = start_script(cache)
     deadline = time.monotonic() + 30
-    while not list(cache.rglob("*.tif")) and time.monotonic() < deadline:
+    while not list(cache.rglob("item.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(script.pid, signal.SIGINT)
     output, errors = script.communicate(timeout=20)
