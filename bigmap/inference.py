@@ -530,7 +530,11 @@ class _CubeCells:
 
     def __call__(self, cell: ROI, window: ROI) -> CellData:
         """Choose the cell's dates by its clear pixels and read them on the window."""
-        inside = grid.relative(grid.intersect(cell, self.extent), self.extent)
+        bands, shape = self.cube.sizes["band"], grid.shape_of(window)
+        inside = grid.intersect(cell, self.extent)
+        if grid.is_empty(inside):  # a neighbour beyond the edge, asked for by blending
+            return CellData(np.zeros((0, bands, *shape), np.uint16), np.zeros((0, *shape), bool))
+        inside = grid.relative(inside, self.extent)
         if "clear" in self.cube.coords:
             clear = self.cube["clear"].transpose("time", "y", "x")
             share = clear[:, *inside].sum(("y", "x")).compute(scheduler="threads").values
@@ -542,10 +546,11 @@ class _CubeCells:
         place = grid.relative(part, window)
         cut = self.cube[chosen, :, *source].compute(scheduler="threads")
         is_dn = cut.dtype == np.uint16
-        shape = (len(chosen), len(cut.band), *grid.shape_of(window))
-        pixels = np.full(shape, 0 if is_dn else np.nan, np.uint16 if is_dn else np.float32)
+        pixels = np.full(
+            (len(chosen), bands, *shape), 0 if is_dn else np.nan, np.uint16 if is_dn else np.float32
+        )
         pixels[:, :, *place] = cut.values
-        seen = np.zeros((len(chosen), *grid.shape_of(window)), dtype=bool)
+        seen = np.zeros((len(chosen), *shape), dtype=bool)
         seen[:, *place] = cut["clear"].values if "clear" in cut.coords else True
         has_data = (pixels != 0).all(axis=1) if is_dn else np.isfinite(pixels).all(axis=1)
         return CellData(pixels, seen & has_data)

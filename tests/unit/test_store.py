@@ -1,0 +1,148 @@
+"""The map on disk: metadata, whole shards, overviews, and what is missing is found."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import bigmap
+from bigmap.errors import OutputError
+from bigmap.grid import Lattice
+from bigmap.store import (
+    LayerTemplate,
+    MapTemplate,
+    MapWriter,
+    ShardKey,
+    check_shards,
+    create_map,
+    halve_classes,
+    halve_values,
+    overview_places,
+    write_overview,
+)
+
+LATTICE = Lattice("EPSG:25831", 10.0, 8, 16, 32, 2, 32, 16)
+LEGEND = {"long_name": "Class", "flag_values": [0, 1], "flag_meanings": "other cropland"}
+
+
+def make_template(**changes):
+    settings = {
+        "lattice": LATTICE,
+        "extent": (slice(-320, -256), slice(64, 160)),
+        "layers": (
+            LayerTemplate("class", "uint8", 255, LEGEND),
+            LayerTemplate("ndvi", "int16", -32768, {"scale": 1e-4}),
+            LayerTemplate("probability", "uint8", 255, {}, ("other", "cropland")),
+        ),
+        "overviews": 2,
+        "attributes": {"title": "test", "bigmap:recipe": {"name": "test"}},
+    }
+    return MapTemplate(**settings | changes)
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = str(tmp_path / "map.zarr")
+    create_map(path, make_template())
+    return path
+
+
+def random_layers(shape, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "class": rng.integers(0, 2, shape).astype(np.uint8),
+        "ndvi": rng.integers(-9000, 9000, shape).astype(np.int16),
+        "probability": rng.integers(0, 101, (2, *shape)).astype(np.uint8),
+    }
+
+
+def test_xarray_opens_the_map_with_crs_and_classes(path):
+    for dataset in (
+        bigmap.open_map(path),
+        xr.open_zarr(path, consolidated=False).set_coords("spatial_ref"),
+    ):
+        assert dataset.rio.crs.to_epsg() == 25831
+        assert tuple(dataset.rio.transform())[:6] == (5.0, 0.0, 640.0, 0.0, -5.0, 3200.0)
+        assert dataset["class"].shape == (128, 192)
+        assert dataset["class"].dtype == np.uint8
+        assert dataset["class"].attrs["flag_meanings"] == "other cropland"
+        assert dataset["ndvi"].attrs["scale"] == 1e-4
+        assert dataset["probability"].dims == ("probability_channel", "y", "x")
+        assert float(dataset.x[0]) == 642.5
+        assert float(dataset.y[0]) == 3197.5
+        assert (dataset["class"].values == 255).all()
+
+
+def test_attributes_follow_the_zarr_conventions(path):
+    root = json.loads((Path(path) / "zarr.json").read_text())
+    attributes = root["attributes"]
+    assert {entry["name"] for entry in attributes["zarr_conventions"]} == {
+        "multiscales", "proj:", "spatial:",
+    }  # fmt: skip
+    assert attributes["proj:code"] == "EPSG:25831"
+    assert attributes["spatial:transform"] == [5.0, 0.0, 640.0, 0.0, -5.0, 3200.0]
+    assert attributes["spatial:shape"] == [128, 192]
+    layout = attributes["multiscales"]["layout"]
+    assert [entry["asset"] for entry in layout] == [".", "1", "2"]
+    assert layout[2]["derived_from"] == "1"
+    assert layout[2]["spatial:transform"][0] == 20.0
+
+
+def test_whole_shards_are_written_and_empty_ones_are_not(path):
+    writer = MapWriter(path)
+    layers = random_layers((64, 64))
+    layers["class"][:32, :32] = 255
+    shards = writer.write(layers, (slice(64, 128), slice(0, 64)))
+    keys = {shard.key for shard in shards}
+    assert "class/c/2/0" not in keys
+    assert {"class/c/2/1", "class/c/3/0", "ndvi/c/2/0", "probability/c/0/2/0"} <= keys
+    assert all(shard.size_bytes > 0 for shard in shards)
+    back = bigmap.open_map(path)
+    assert np.array_equal(back["ndvi"].values[64:, :64], layers["ndvi"])
+    assert (back["ndvi"].values[:64] == -32768).all()
+    with pytest.raises(AssertionError, match="whole shards"):
+        writer.write(layers, (slice(8, 72), slice(0, 64)))
+
+
+def test_missing_and_damaged_shards_are_found(path, tmp_path):
+    shards = MapWriter(path).write(random_layers((64, 64)), (slice(0, 64), slice(0, 64)))
+    assert check_shards(path, iter(shards)) == []
+    (tmp_path / "map.zarr" / shards[0].key).unlink()
+    cut = tmp_path / "map.zarr" / shards[1].key
+    cut.write_bytes(cut.read_bytes()[:-3])
+    assert check_shards(path, iter(shards)) == [shards[0].key, shards[1].key]
+    assert check_shards(path, iter([ShardKey("class/c/9/9", 5)])) == ["class/c/9/9"]
+
+
+def test_overviews_halve_the_whole_map(path):
+    template = make_template()
+    layers = random_layers((128, 192))
+    MapWriter(path).write(layers, (slice(0, 128), slice(0, 192)))
+    for level in (1, 2):
+        for place in overview_places(template, level):
+            write_overview(path, template, level=level, place=place)
+    first = bigmap.open_map(path, level=1)
+    assert np.array_equal(first["class"].values, halve_classes(layers["class"], 255))
+    assert np.array_equal(first["ndvi"].values, halve_values(layers["ndvi"], -32768))
+    assert tuple(first.rio.transform())[:6] == (10.0, 0.0, 640.0, 0.0, -10.0, 3200.0)
+    second = bigmap.open_map(path, level=2)
+    assert second["class"].shape == (32, 48)
+    assert np.array_equal(second["class"].values, halve_classes(first["class"].values, 255))
+    with pytest.raises(OutputError, match="no level 3"):
+        bigmap.open_map(path, level=3)
+
+
+def test_classes_are_halved_by_the_most_frequent_and_values_by_the_mean():
+    classes = np.array([[1, 1, 0, 2, 255, 255], [1, 0, 2, 0, 255, 3]], np.uint8)
+    assert halve_classes(classes, 255).tolist() == [[1, 0, 3]]
+    values = np.array([[1, 3, -4, 255, 255, 255], [5, 7, 255, -8, 255, 255]], np.int16)
+    assert halve_values(values, 255).tolist() == [[4, -6, 255]]
+    assert halve_classes(np.array([[7]], np.uint8), 255).tolist() == [[7]]
+    assert halve_values(np.array([[2, 4, 9]], np.uint8), 255).tolist() == [[3, 9]]
+
+
+def test_no_map_is_one_sentence(tmp_path):
+    with pytest.raises(OutputError, match="there is no map here"):
+        bigmap.open_map(str(tmp_path / "nothing.zarr"))
