@@ -265,6 +265,11 @@ class SimulatedSource(_Source):
     cache: Place | None = Field(
         None, description="Folder of the scenes; by default in the user's cache folder."
     )
+    cache_gb: Number = Field(
+        20.0,
+        gt=0,
+        description="Limit of that folder; the scenes that were not used for the longest time go.",
+    )
 
 
 RealSourceConfig = StacApiSource | FilesSource | StaticCatalogSource

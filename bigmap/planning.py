@@ -230,7 +230,7 @@ def make_plan(recipe: Recipe, *, catalogue: Catalogue | None = None) -> Plan:
     _check_inputs(recipe)
     _check_memory(draft)
     if catalogue is None:
-        source = _write_simulated(recipe, lattice, windowing, model, area)
+        source = _write_simulated(recipe, lattice, model, area)
         outline = shapely.intersection_all(list(area.parts))
         margin_m = CONTEXT_CELLS * lattice.cell_px * lattice.gsd_m
         around = outline.simplify(margin_m / 20).buffer(margin_m, quad_segs=4)
@@ -329,27 +329,56 @@ def _layer_template(layer: LayerSpec, model: MapModel) -> LayerTemplate:
     return LayerTemplate(layer.name, layer.dtype, layer.nodata, attributes, layer.channels)
 
 
-def _write_simulated(
-    recipe: Recipe, lattice: Lattice, windowing: Windowing, model: MapModel, area: Area
-) -> RealSourceConfig:
-    """Turn a simulated source into the files that it writes; leave others as they are."""
+def request_scenes(recipe: Recipe, *, flavour: str = "earth-search") -> simulate.SceneRequest:
+    """Return the simulated scenes that a recipe would be mapped from, whatever its source is.
+
+    Parameters
+    ----------
+    flavour
+        Catalogue whose ways the items follow, of :data:`bigmap.simulate.FLAVOURS`.
+
+    Raises
+    ------
+    BigmapError
+        If the model, the area and the grid do not fit together.
+    """
+    model = build_model(recipe.model.name, recipe.model.options, weights=recipe.model.weights)
+    area = read_area(crs=recipe.grid.crs, **recipe.area.model_dump())
+    return replace(
+        _request_scenes(recipe, make_lattice(recipe, model), model, area), flavour=flavour
+    )
+
+
+def _request_scenes(
+    recipe: Recipe, lattice: Lattice, model: MapModel, area: Area
+) -> simulate.SceneRequest:
     source = recipe.source
-    if not isinstance(source, SimulatedSource):
-        return source
+    windowing = Windowing.for_model(model.spec, **recipe.inference.model_dump())
     # Cells choose their dates as wholes, and blending sees the cells around them too.
     context_px = windowing.halo_px(model.spec, lattice)
     context_px += lattice.cell_px if windowing.overlap == "blend" else 0
     cells = grid.grow(lattice.snap(area.bounds, lattice.cell_px), context_px)
-    request = simulate.SceneRequest(
+    return simulate.SceneRequest(
         crs=recipe.grid.crs,
         bounds=lattice.bounds(cells),
         start=source.start,
         end=source.end,
         bands=model.spec.bands,
-        seed=source.seed,
+        seed=source.seed if isinstance(source, SimulatedSource) else 0,
     )
-    items = simulate.write_scenes(request, simulated_cache(source))
-    common = source.model_dump(exclude={"kind", "seed", "cache"})
+
+
+def _write_simulated(
+    recipe: Recipe, lattice: Lattice, model: MapModel, area: Area
+) -> RealSourceConfig:
+    """Turn a simulated source into the files that it writes; leave others as they are."""
+    source = recipe.source
+    if not isinstance(source, SimulatedSource):
+        return source
+    request = _request_scenes(recipe, lattice, model, area)
+    limit = int(source.cache_gb * 1e9)
+    items = simulate.write_scenes(request, simulated_cache(source), max_bytes=limit)
+    common = source.model_dump(exclude={"kind", "seed", "cache", "cache_gb"})
     return FilesSource(kind="files", files=(str(items),), **common)
 
 
