@@ -15,11 +15,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bigmap import api
+from bigmap import api, simulate
+from bigmap.area import read_area
 from bigmap.config import Recipe, check_lonlat_bbox, load_recipe, parse_recipe
-from bigmap.errors import BigmapError, RecipeError
+from bigmap.errors import BigmapError, OutputError, RecipeError
 from bigmap.models import build_model, list_models
-from bigmap.planning import Plan
+from bigmap.planning import Plan, request_scenes
 from bigmap.progress import ProgressReporter, describe_slowest, format_duration
 from bigmap.runner import RunSummary
 from bigmap.runs import RunStatus, check_output, read_status
@@ -143,6 +144,36 @@ def models_command(as_json: JsonOption = False) -> None:
     Console(highlight=False).print(table)
 
 
+@app.command(
+    "simulate",
+    epilog="Example: bigmap simulate recipes/catalonia.yaml --out world --bbox 0.6,41.6,0.7,41.7",
+)
+def simulate_command(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Option(help="New folder for all files.", show_default=False)],
+    settings: SetOption = [],  # noqa: B006 - typer reads the default
+    bbox: BboxOption = None,
+    flavour: Annotated[
+        str, typer.Option(help=f"Catalogue to imitate: {', '.join(simulate.FLAVOURS)}.")
+    ] = "earth-search",
+    truth: Annotated[bool, typer.Option(help="Write the truth at 2.5 m too.")] = True,
+    max_gb: Annotated[float, typer.Option(min=0, help="Refuse more scenes than this.")] = 20.0,
+) -> None:
+    """Write simulated scenes of a recipe's area and days, their items, and the truth below."""
+    loaded = read_recipe(recipe, settings, bbox, None)
+    check_new_folder(out)
+    request = request_scenes(loaded, flavour=flavour)
+    area = read_area(crs=loaded.grid.crs, **loaded.area.model_dump())
+    world = simulate.write_world(
+        request,
+        out,
+        truth_bounds=area.bounds,
+        layers=simulate.LAYERS if truth else (),
+        max_bytes=int(max_gb * 1e9),
+    )
+    show_world(Console(highlight=False, soft_wrap=True), world, request)
+
+
 def read_recipe(path: Path, settings: list[str], bbox: str | None, source: str | None) -> Recipe:
     """Load a recipe and apply the options that all commands share."""
     recipe = load_recipe(path, settings)
@@ -169,6 +200,41 @@ def parse_bbox(text: str) -> list[float]:
             f"--bbox {text!r}: write it as west,south,east,north in degrees ({error})"
         ) from None
     return values
+
+
+def check_new_folder(folder: Path) -> None:
+    """Refuse a folder that holds something, so that two worlds never mix."""
+    try:
+        taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    except OSError as error:
+        raise OutputError(f"--out {folder}: cannot be read ({error.strerror})") from None
+    if taken:
+        raise OutputError(f"--out {folder}: exists and is not empty; choose another folder")
+
+
+def show_world(console: Console, world: simulate.World, request: simulate.SceneRequest) -> None:
+    """Print what was written, and the line of a recipe that reads it."""
+    features = json.loads(world.items.read_text())["features"]
+    days = {feature["properties"]["datetime"][:10] for feature in features}
+    console.print(f"scenes: {len(features)} on {len(days)} days", markup=False)
+    for name, file in (
+        ("items", world.items),
+        ("catalogue", world.catalog),
+        ("table", world.table),
+    ):
+        console.print(f"{name}: {file}", markup=False)
+    for name, file in (world.truth | world.polygons).items():
+        console.print(f"truth, {name.replace('_', ' ')}: {file}", markup=False)
+    mask = next(name for name in features[0]["assets"] if name.lower().startswith("scl"))
+    source = {
+        "kind": "files",
+        "files": [str(world.items.resolve())],
+        "start": str(request.start),
+        "end": str(request.end),
+        "mask": {"kind": "scl", "asset": mask},
+    }
+    # JSON is YAML too, and stands on one line.
+    console.print(f"source: {json.dumps(source, ensure_ascii=False)}", markup=False)
 
 
 def show_plan(console: Console, plan: Plan, estimate: dict[str, Any]) -> None:
@@ -252,6 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         By default those of the process; without any, the help is shown.
     """
     logging.basicConfig(level=logging.CRITICAL)
+    show_log("bigmap.simulate")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         sys.exit(app(given or ["--help"], prog_name="bigmap", standalone_mode=False))
@@ -259,6 +326,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         fail(str(error))
     except typer.TyperException as error:
         fail(f"{error.format_message().rstrip('.')}; see bigmap --help")
+
+
+def show_log(name: str) -> None:
+    """Show what a part of bigmap says before a long wait, apart from the results."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger(name)
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def fail(message: str) -> NoReturn:

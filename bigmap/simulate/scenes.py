@@ -54,7 +54,7 @@ _BYTES_PER_PIXEL = 1.7
 _BYTES_PER_SCENE = 40_000
 """Of the scene classification and the item."""
 
-_log = logging.getLogger(__name__)
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _render_missing(request: SceneRequest, parts: list[Part], cache: Path) -> No
         if (count := _count_missing(request, part, cache))
     }
     if missing:
-        _log.info("simulating %d scenes in %s", sum(missing.values()), cache)
+        LOG.info("simulating %d scenes into %s", sum(missing.values()), cache)
     processes = min(MOST_PROCESSES, count_cores(), len(missing))
     if processes > 1:
         setup = {

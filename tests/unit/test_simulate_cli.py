@@ -1,0 +1,94 @@
+"""bigmap simulate: what it writes for a tiny area reads back as a source."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import bigmap
+from bigmap import cli
+from bigmap.config import load_recipe
+from tests.integration.small_world import write_recipe
+
+DAYS = {"source__start": "2024-05-01", "source__end": "2024-05-02"}
+SMALL = {"area__bbox": [2.420, 41.800, 2.424, 41.803], "grid__cell_px": 32, **DAYS}
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return int(stop.value.code or 0), output.out, output.err
+
+
+def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, _ = call(capsys, "simulate", "--help")
+    assert code == 0
+    assert "Example: bigmap simulate" in text
+    assert "--no-truth" in text
+
+
+@pytest.mark.parametrize("flavour", ["earth-search", "cdse"])
+def test_a_world_reads_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flavour: str
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", **SMALL)
+    has_truth = flavour == "earth-search"
+    out = tmp_path / "world"
+    code, text, error = call(
+        capsys, "simulate", recipe, "--out", out, "--flavour", flavour,
+        "--truth" if has_truth else "--no-truth",
+    )  # fmt: skip
+    assert code == 0, error
+    assert error.startswith("simulating ")
+    assert (out / "truth" / "cropland.tif").exists() is has_truth
+    assert (out / "truth" / "parcels.parquet").exists() is has_truth
+    assert ("truth, cropland: " in text) is has_truth
+
+    raw = yaml.safe_load(recipe.read_text())
+    raw |= yaml.safe_load(next(line for line in text.splitlines() if line.startswith("source:")))
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(raw))
+    plan = bigmap.plan(load_recipe(again))
+    features = json.loads(Path(raw["source"]["files"][0]).read_text())["features"]
+    assert len(plan.catalogue.rows) == len(features) > 0
+    assert plan.catalogue.rows[0].assets.keys() >= {"red", "nir"}
+
+    code, _, error = call(capsys, "simulate", recipe, "--out", out)
+    assert code == 2
+    assert "exists and is not empty" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--flavour", "moon"], "flavour 'moon' is unknown"),
+        (["--max-gb", "0.0001"], "the simulated scenes need about"),
+        (["--set", "area.bbox=[1.0, 41.0, 3.0, 42.0]"], "leave out the truth"),
+    ],
+)
+def test_what_cannot_work_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", **SMALL)
+    code, _, error = call(capsys, "simulate", recipe, "--out", tmp_path / "world", *options)
+    assert code == 2
+    assert message in error
+    assert not (tmp_path / "world").exists()
+
+
+def test_a_run_says_that_it_simulates_and_keeps_its_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = {"kind": "simulated", "cache": "cache", "start": "2024-05-01", "end": "2024-05-02"}
+    recipe = write_recipe(tmp_path / "recipe.yaml", **{**SMALL, "source": source})
+    code, _, error = call(capsys, "plan", recipe, "--set", "source.cache_gb=0.0001")
+    assert code == 2
+    assert "the cache may hold 0.0 GB" in error
+    code, text, error = call(capsys, "plan", recipe, "--json")
+    assert code == 0
+    assert json.loads(text)["estimate"]["items"] > 0
+    assert "simulating " in error
