@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Protocol
 
-from distributed import Client, Future, WorkerPlugin, as_completed, get_worker
+from distributed import CancelledError, Client, Future, WorkerPlugin, get_worker, wait
 from distributed.comm import CommClosedError
 
 from bigmap.blocks import BlockJob, run_block
@@ -43,6 +43,7 @@ MAX_ATTEMPTS = 3
 RETRY_DELAY_S = 5.0
 IN_FLIGHT_PER_SLOT = 2
 COUNT_WORKERS_S = 5.0
+TICK_S = 5.0
 FINAL_STATES = ("done", "empty")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -234,23 +235,14 @@ class _Driver:
         if not todo:
             return
         self.client.register_plugin(_JobPlugin(self.plugin, job, task, threads))
-        finished = as_completed(with_results=True, raise_errors=False)
         source = iter(todo)
         try:
-            self._refill(source, finished)
+            self._refill(source)
             while self.flying or self.waiting:
-                if not self.flying:
-                    time.sleep(max(0.0, self.waiting[0][0] - time.monotonic()))
-                    self._refill(source, finished)
-                    continue
-                future, result = next(finished)
-                block, attempt = self.flying.pop(future)
-                if future.status == "finished":
-                    self._record(replace(result, attempts=attempt))
-                else:
-                    self._retry(future, block, attempt)
-                del future
-                self._refill(source, finished)
+                for future in self._wait_for_some():
+                    block, attempt = self.flying.pop(future)
+                    self._settle(future, block, attempt)
+                self._refill(source)
                 if self.lease.is_lost:
                     raise LeaseError(f"{self.lease.path}: another run took this output over")
         except (CommClosedError, TimeoutError, OSError) as error:
@@ -277,7 +269,16 @@ class _Driver:
         self.slots = max(1, sum(int(worker["nthreads"]) for worker in workers))
         return self.slots
 
-    def _refill(self, source: Iterator[ROI], finished: as_completed) -> None:
+    def _wait_for_some(self) -> list[Future[BlockRecord]]:
+        """Return the blocks that have come back; none after a while, so that the lease is seen."""
+        if not self.flying:
+            time.sleep(min(TICK_S, max(0.0, self.waiting[0][0] - time.monotonic())))
+        elif all(future.status == "pending" for future in self.flying):
+            with contextlib.suppress(TimeoutError, CancelledError):
+                wait(list(self.flying), timeout=TICK_S, return_when="FIRST_COMPLETED")
+        return [future for future in self.flying if future.status != "pending"]
+
+    def _refill(self, source: Iterator[ROI]) -> None:
         """Send blocks until enough are in flight; a block that failed waits its turn first."""
         room = IN_FLIGHT_PER_SLOT * self._slots() - len(self.flying)
         for _ in range(room):
@@ -297,10 +298,12 @@ class _Driver:
                 pure=False,
             )
             self.flying[future] = (block, attempt)
-            finished.add(future)
 
-    def _retry(self, future: Future[BlockRecord], block: ROI, attempt: int) -> None:
-        """Send a failed block again later, or record that it failed for good."""
+    def _settle(self, future: Future[BlockRecord], block: ROI, attempt: int) -> None:
+        """Record a block, or send it again later if it failed."""
+        if future.status == "finished":
+            self._record(replace(future.result(), attempts=attempt))
+            return
         error = future.exception() if future.status == "error" else None
         if isinstance(error, (LeaseError, ModelError)):
             raise error
@@ -340,7 +343,8 @@ def _write_overviews(client: Client, plan: Plan, reporter: Reporter) -> None:
             _overview_task, places, path=plan.recipe.output.path, template=template, level=level,
             pure=False, batch_size=1000,
         )  # fmt: skip
-        for future in as_completed(futures):
+        wait(futures)
+        for future in futures:
             error = future.exception()
             if error is not None:
                 raise OutputError(f"{plan.recipe.output.path}: overview {level}: {_say(error)}")

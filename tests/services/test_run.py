@@ -16,7 +16,6 @@ from bigmap.runner import run_plan
 from bigmap.store import open_store
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes
-from tests.services.http_server import HttpServer
 from tests.services.stac_api import StacApi, collection_of
 
 
