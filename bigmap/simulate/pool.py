@@ -22,16 +22,25 @@ import bigmap.errors
 from bigmap.errors import RunError
 
 # Ctrl-C reaches the whole group of processes; the caller alone then ends the others. The public
-# names of bigmap would load torch, which takes longer than a small request, so they are left out.
+# names of the packages would load torch and pandas, which takes longer than a small request, so
+# the packages stay without them.
 _PROGRAM = """\
 import signal, sys, types
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-sys.modules["bigmap"] = types.ModuleType("bigmap")
-sys.modules["bigmap"].__path__ = [sys.argv[1]]
+for name, folder in zip(("bigmap", "bigmap.simulate"), sys.argv[1:]):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [folder]
 from bigmap.simulate.worker import serve_tasks
 serve_tasks()
 """
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_ENVIRONMENT = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
+) | {
+    # Arrays of 10 MB come and go. By default glibc returns each to the system, and processes
+    # then wait for each other's page faults: two of them took half as long again for a part.
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**28),
+}
 
 
 def count_cores() -> int:
@@ -84,7 +93,8 @@ def run_tasks(setup: dict[str, Any], tasks: Sequence[Any], *, processes: int) ->
 def _start_processes(setup: dict[str, Any], count: int) -> Iterator[list[subprocess.Popen[str]]]:
     package = Path(bigmap.errors.__file__).parent
     # -P: modules in the current folder must not stand in for those of the library.
-    command = [sys.executable, "-P", "-c", _PROGRAM, str(package)]
+    folders = [str(package), str(package / "simulate")]
+    command = [sys.executable, "-P", "-c", _PROGRAM, *folders]
     started: list[subprocess.Popen[str]] = []
     try:
         for _ in range(count):
@@ -93,7 +103,7 @@ def _start_processes(setup: dict[str, Any], count: int) -> Iterator[list[subproc
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env=os.environ | _ONE_THREAD,
+                env=os.environ | _ENVIRONMENT,
             )
             started.append(process)
             _write_line(process.stdin, setup)

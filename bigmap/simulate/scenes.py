@@ -48,7 +48,9 @@ SCL_FIELDS = {
 
 
 MOST_PROCESSES = 8
-"""Each needs about half a gigabyte."""
+"""Each needs 0.5 to 0.9 GB."""
+SCENES_PER_PROCESS = 8
+"""At least; fewer are written sooner than a process has started."""
 _BYTES_PER_PIXEL = 1.7
 """Of a compressed band, at most (measured: 1.45)."""
 _BYTES_PER_SCENE = 40_000
@@ -194,9 +196,10 @@ def _render_missing(request: SceneRequest, parts: list[Part], cache: Path) -> No
         for number, part in enumerate(parts)
         if (count := _count_missing(request, part, cache))
     }
-    if missing:
-        LOG.info("simulating %d scenes into %s", sum(missing.values()), cache)
-    processes = min(MOST_PROCESSES, count_cores(), len(missing))
+    scenes = sum(missing.values())
+    if scenes:
+        LOG.info("simulating %d scenes into %s", scenes, cache)
+    processes = min(MOST_PROCESSES, count_cores(), len(missing), scenes // SCENES_PER_PROCESS)
     if processes > 1:
         setup = {
             "request": asdict(request)
