@@ -11,8 +11,9 @@ WRITE_SCHEMA = $(BIN)/python -c 'import sys; from bigmap.config import write_sch
 PYTEST := $(BIN)/python -m pytest
 REPORTS := build/reports
 
-# About 10 x 10 km of fields around Lleida.
-RUN_BBOX ?= 0.60,41.58,0.72,41.67
+# Fields west of Lleida, 5 x 5.5 km; cells and blocks are small to match.
+RUN_BBOX ?= 0.60,41.62,0.66,41.67
+RUN_MAP := maps/catalonia-trial.zarr
 
 .PHONY: help install install-services run test test-services test-long bench lint format schema clean
 
@@ -33,9 +34,12 @@ $(SERVICES_STAMP): tests/services/requirements.txt
 	$(SERVICES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-run: install  ## map part of Catalonia on simulated scenes; needs no network
+run: install  ## map part of Catalonia on simulated scenes and score it; needs no network
 	$(BIN)/bigmap run recipes/catalonia.yaml --source simulated --bbox $(RUN_BBOX) \
-	    --set output.path=maps/catalonia-trial.zarr --overwrite
+	    --set source.start=2024-03-20 --set source.end=2024-04-25 \
+	    --set grid.cell_px=256 --set grid.block_px=256 --set grid.shard_px=1024 \
+	    --output $(RUN_MAP) --overwrite
+	$(BIN)/python scripts/score_trial.py $(RUN_MAP)
 
 test: install  ## the fast tests, under 5 minutes
 	$(PYTEST) -n 2 --dist loadfile --junitxml $(REPORTS)/fast.xml

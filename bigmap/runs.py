@@ -26,6 +26,7 @@ FREE_FIELDS = (
     "reading.on_error",
     "source.access",
     "source.cache",
+    "source.cache_gb",
 )
 """Settings that a resumed run may change: they decide no value of the map."""
 

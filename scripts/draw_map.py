@@ -36,7 +36,7 @@ def open_scene(recipe):
     raw["grid"]["chunk_px"] = raw["grid"]["core_px"]
     masks = bigmap.open_cube(recipe).clear
     clear = masks.mean(("y", "x")).compute(scheduler="threads")
-    day = str(clear.time.values[int(clear.argmax())])[:10]
+    day = str(clear.time.values[int(clear.values.argmax())])[:10]
     raw["source"] |= {"start": day, "end": day}
     cube = bigmap.open_cube(parse_recipe(raw)).isel(time=0)
     cube = cube.sel(band=["red", "green", "blue"]).compute(scheduler="threads")

@@ -84,6 +84,7 @@ def test_a_lease_keeps_others_out_until_it_is_given_back(tmp_path):
         (1, "elsewhere", 10, True),
         (1, "elsewhere", 1000, False),
     ],
+    ids=["alive here", "dead here", "alive elsewhere", "silent elsewhere"],
 )
 def test_the_lease_of_a_dead_driver_is_taken_over(tmp_path, pid, host, age_s, alive):
     state = {"owner": "other", "host": host, "pid": pid, "renewed": time.time() - age_s}
