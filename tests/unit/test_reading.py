@@ -6,7 +6,7 @@ import rasterio
 from affine import Affine
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
-from scipy.ndimage import minimum_filter
+from scipy.ndimage import map_coordinates, minimum_filter
 
 from bigmap import grid
 from bigmap.cube.reading import Access, RasterReader, find_origin
@@ -116,6 +116,24 @@ def test_coinciding_grids_are_copied_whatever_the_crs_is_called(tmp_path):
     assert np.array_equal(got[2:, 3:], data[:30, :40])
     assert not got[:2].any()
     assert not got[:, :3].any()
+
+
+@pytest.mark.parametrize(("method", "order"), [("nearest", 0), ("bilinear", 1)])
+@pytest.mark.parametrize("pixel_m", [20, 60])
+def test_20_and_60_m_bands_come_onto_the_10_m_grid(tmp_path, pixel_m, method, order):
+    path = str(tmp_path / "band.tif")
+    data = np.random.default_rng(3).integers(1, 9000, (40, 40)).astype(np.uint16)
+    write_raster(path, data=data, transform=Affine(pixel_m, 0, 399960, 0, -pixel_m, 5100000))
+    factor = pixel_m // 10
+    roi = (slice(-510000, -510000 + 40 * factor), slice(39996, 39996 + 40 * factor))
+    got = reader_of(method, crs="EPSG:32633", gsd_m=10.0).read(path, roi)
+    places = (np.arange(40 * factor) + 0.5) / factor - 0.5
+    expected = map_coordinates(
+        data.astype(float), np.meshgrid(places, places, indexing="ij"), order=order, mode="nearest"
+    )
+    assert np.abs(got - expected).max() <= 0.51
+    if method == "nearest":
+        assert np.array_equal(got[::factor, ::factor], data)
 
 
 def test_half_a_pixel_of_shift_is_resampled_and_not_copied(tmp_path):
