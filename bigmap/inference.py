@@ -474,6 +474,13 @@ def _check_cube(cube: xr.DataArray, spec: ModelSpec) -> xr.DataArray:
         raise ModelError(f"the cube is {cube.dtype}; give uint16 DN or float reflectance")
     if min(cube.sizes["y"], cube.sizes["x"]) < 2:
         raise ModelError("the cube needs at least two pixels along x and y")
+    steps = np.diff(cube.x.values), -np.diff(cube.y.values)
+    gsd_m = float(steps[0][0])
+    if gsd_m <= 0 or any(not np.allclose(step, gsd_m, rtol=1e-6) for step in steps):
+        raise ModelError(
+            "the cube needs square pixels, x rising and y falling by the same step; sort or "
+            "resample it first"
+        )
     return cube
 
 

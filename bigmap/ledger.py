@@ -8,6 +8,7 @@ to the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
@@ -270,7 +271,9 @@ class Lease:
                 self.is_lost = True
                 return
             self.state = replace(self.state, renewed=time.time())
-            write_atomically(self.filesystem, self.path, self._bytes())
+            # A full disk must not end the renewal: there may be room again next time.
+            with contextlib.suppress(OutputError):
+                write_atomically(self.filesystem, self.path, self._bytes())
 
 
 def read_lease(filesystem: Any, path: str) -> LeaseState | None:

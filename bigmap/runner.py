@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
@@ -33,6 +33,7 @@ from bigmap.store import (
     ShardKey,
     check_shards,
     create_map,
+    has_map,
     overview_places,
     write_overview,
 )
@@ -183,9 +184,12 @@ def run_plan(
             folder.clear()
             create_map(folder.output, plan.template())
             folder.create(plan)
+        elif not has_map(folder.output):
+            create_map(folder.output, plan.template())
         ledger = folder.ledger
         recorded = ledger.latest() if resume else {}
-        todo = [b for b in plan.blocks if _is_open(recorded.get(plan.name(b)))][:limit]
+        lost = set(check_shards(folder.output, _shards_of(recorded.values())))
+        todo = [b for b in plan.blocks if _is_open(recorded.get(plan.name(b)), lost)][:limit]
         planned = len(recorded.keys() | {plan.name(block) for block in todo})
         summary = RunSummary(planned=planned)
         driver = _Driver(plan, client, ledger, lease, reporter, summary)
@@ -208,8 +212,15 @@ def run_plan(
         lease.release()
 
 
-def _is_open(record: BlockRecord | None) -> bool:
-    return record is None or record.state not in FINAL_STATES
+def _is_open(record: BlockRecord | None, lost: set[str]) -> bool:
+    """Tell whether a block is still to be done: without a good record, or without its objects."""
+    if record is None or record.state not in FINAL_STATES:
+        return True
+    return any(key in lost for key, _ in record.shards)
+
+
+def _shards_of(records: Iterable[BlockRecord]) -> Iterator[ShardKey]:
+    return (ShardKey(*shard) for record in records for shard in record.shards)
 
 
 class _Driver:
@@ -362,8 +373,7 @@ def _audit(summary: RunSummary, folder: RunFolder, ledger: Ledger) -> None:
         (record.block, record.error or "") for record in records.values()
         if record.state == "failed"
     )  # fmt: skip
-    shards = (ShardKey(*shard) for record in records.values() for shard in record.shards)
-    summary.missing_shards = tuple(check_shards(folder.output, shards))
+    summary.missing_shards = tuple(check_shards(folder.output, _shards_of(records.values())))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ coordinates and multiscales.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,12 @@ def create_map(path: str, template: MapTemplate) -> None:
         root.attrs.update(dict(template.attributes) | _multiscales(template))
     except OSError as error:
         raise OutputError(f"output.path: {path}: cannot be written ({error})") from None
+
+
+def has_map(path: str) -> bool:
+    """Tell whether a map has been created at a place."""
+    filesystem, root = fsspec.core.url_to_fs(path)
+    return bool(filesystem.exists(f"{root}/zarr.json"))
 
 
 def _create_level(group: zarr.Group, template: MapTemplate, level: int) -> None:
@@ -292,10 +298,13 @@ class MapWriter:
                         continue
 
 
-def check_shards(path: str, shards: Iterator[ShardKey]) -> list[str]:
+def check_shards(path: str, shards: Iterable[ShardKey]) -> list[str]:
     """Return the keys of recorded objects that are missing or have another size."""
     filesystem, root = fsspec.core.url_to_fs(path)
     filesystem.invalidate_cache()
+    shards = list(shards)
+    if not shards:
+        return []
     found = filesystem.find(root, detail=True)
     sizes = {name[len(root) :].lstrip("/"): entry["size"] for name, entry in found.items()}
     return [shard.key for shard in shards if sizes.get(shard.key) != shard.size_bytes]

@@ -99,8 +99,13 @@ class CubeReader:
         """
         by_day = {day: self.rows_of(day) for day in days}
         rows = [row for day in days for row in by_day[day]]
-        if self.mask.asset is None or not rows:
-            clear = has_data = np.ones((len(rows), *grid.shape_of(roi)), dtype=bool)
+        if not rows:
+            return {}
+        if self.mask.asset is None:
+            # Without a mask, dates are chosen by where there is data; one band tells.
+            stack = self._stack(rows, self.bands[:1], roi, is_mask=False)
+            pixels = stack.compute(scheduler="threads", num_workers=self.threads)
+            clear = has_data = pixels[:, 0] != NODATA
         else:
             window = grid.grow(roi, self.mask.dilate_px)
             stack = self._stack(rows, (self.mask.asset,), window, is_mask=True)

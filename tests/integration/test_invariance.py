@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,6 +194,20 @@ def test_a_killed_driver_is_resumed_to_the_same_bytes(shared_data, tmp_path, cli
         resumed.stdout
     )
     assert digest(raw["output"]["path"]) == base
+
+
+def test_a_lost_shard_is_made_again(shared_data, tmp_path, clients):
+    raw = make_raw(shared_data, tmp_path / "a.zarr", "ndvi trim")
+    base = run(raw, clients(2))
+    (tmp_path / "a.zarr" / next(key for key in base if key.startswith("class"))).unlink()
+    plan = bigmap.plan(parse_recipe(raw))
+    summary = run_plan(plan, clients(2), resume=True)
+    assert (summary.sent, summary.exit_code) == (1, 0)
+    assert digest(tmp_path / "a.zarr") == base
+    shutil.rmtree(tmp_path / "a.zarr")
+    summary = run_plan(plan, clients(2), resume=True)
+    assert (summary.sent, summary.exit_code) == (summary.planned, 0)
+    assert digest(tmp_path / "a.zarr") == base
 
 
 def test_a_stopped_driver_exits_with_75_and_can_be_resumed(shared_data, tmp_path):

@@ -221,3 +221,11 @@ def test_windows_of_a_model_are_multiples_of_what_it_needs():
     assert Windowing("blend").halo_px(spec, lattice) == 24
     assert Windowing.for_model(spec).overlap == "trim"
     assert Windowing.for_model(dataclasses.replace(spec, kind="windowed")).overlap == "blend"
+
+
+def test_grids_that_are_not_north_up_and_square_are_refused():
+    cube = make_cube()
+    with pytest.raises(ModelError, match="y falling"):
+        bigmap.predict(cube.isel(y=slice(None, None, -1)), "ndvi")
+    with pytest.raises(ModelError, match="square pixels"):
+        bigmap.predict(cube.assign_coords(y=cube.y * 2), "ndvi")

@@ -115,3 +115,10 @@ def test_the_lazy_cube_equals_the_dates_read_one_by_one(reader, loader, chunk_px
         dn, clear = read_one(reader, day, ROI)
         assert np.array_equal(loaded.values[index], dn)
         assert np.array_equal(loaded.clear.values[index], clear)
+
+
+def test_without_a_mask_dates_are_chosen_by_their_data(reader):
+    reader = dataclasses.replace(reader, mask=MaskRule("none"))
+    masks = reader.read_masks(reader.days, ROI)
+    seen = [int(masks[day].mosaic().sum()) for day in reader.days]
+    assert seen == [64 * 96 - 8 * 32, 64 * 64, 0]
