@@ -57,13 +57,13 @@ def items_by_day(data: Path) -> dict[dt.date, list[Path]]:
 
 
 def warp_whole(file: Path, transform: Affine, shape, method: str, *, crs: str) -> np.ndarray:
-    """Warp a whole file by GDAL with exact coordinates."""
+    """Warp a whole file by GDAL, its coordinates within a ten-thousandth of a pixel."""
     gsd_m = transform.a
     with (
         rasterio.open(file) as source,
         WarpedVRT(
             source, crs=crs, transform=transform, height=shape[0], width=shape[1],
-            resampling=Resampling[method], src_nodata=0, nodata=0, tolerance=1e-9,
+            resampling=Resampling[method], src_nodata=0, nodata=0, tolerance=1e-4,
             XSCALE=120 / gsd_m, YSCALE=120 / gsd_m,
         ) as vrt,
     ):  # fmt: skip

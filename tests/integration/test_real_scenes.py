@@ -44,13 +44,14 @@ def test_reprojected_ndvi_equals_a_warp_of_the_whole(shared_data, reprojected):
     observed = reprojected["observations"].values
     mapped = observed != 255
     assert mapped.sum() > 2_000_000
-    # Where the nearest of two pixels is a tie, or a tile ends, one library may see a date more.
+    # Where the nearest of two pixels is a tie, or a tile ends, one library may see a date more:
+    # 20 of 2.2 million pixels when this was written.
     same = mapped & (observed == count)
-    assert same.sum() > 0.999 * mapped.sum()
+    assert (mapped & ~same).sum() <= 100
     ndvi = reprojected["ndvi"].values * 1e-4
     # One DN of rounding per band and date, and half a step of the stored value.
     difference = np.abs(ndvi - expected)[same]
-    assert (difference <= (slack + 0.6e-4)[same]).mean() > 0.9995
+    assert (difference > (slack + 0.6e-4)[same]).sum() <= 10
     assert np.median(difference) < 0.3e-4
     # Not a pixel of the area without a value where the files have a clear one.
     inside = (reprojected["class"].values != 255) | (count == 0)
