@@ -69,6 +69,8 @@ def run(
     resuming = check_output(recipe, resume=resume, overwrite=overwrite)
     items = RunFolder(recipe.output.path).read_items() if resuming else None
     prepared = make_plan(recipe, catalogue=items)
+    if resuming:
+        RunFolder(recipe.output.path).check_plan(prepared)
     with open_client(recipe) as client:
         return run_plan(
             prepared,

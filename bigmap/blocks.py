@@ -164,6 +164,8 @@ class _CellReads:
             pixels = self._read_bands(
                 reader, {d: m.cut(cut) for d, m in masks.items()}, share, window
             )
+        if self.dropped and not pixels:
+            raise ReadError(f"no date could be read; {min(self.dropped.values())}")
         self.used.update(pixels)
         shape = grid.shape_of(window)
         if not pixels:

@@ -272,6 +272,11 @@ def show_summary(console: Console, summary: RunSummary, output: str) -> None:
         f"{summary.mapped_km2:,.1f} km² in {format_duration(summary.elapsed_s)}, "
         f"{rate:,.0f} km²/h, {describe_slowest(summary.seconds)}"
     )
+    if summary.states["degraded"]:
+        console.print(
+            f"{summary.states['degraded']} blocks lack dates that could not be read: try them "
+            "again with the same command and --resume"
+        )
     if summary.stopped:
         console.print("stopped early: go on with the same command and --resume")
     elif summary.exit_code:
@@ -285,7 +290,8 @@ def show_status(console: Console, status: RunStatus) -> None:
     if lease is not None and lease.is_alive:
         console.print(f"running: process {lease.pid} on {lease.host}")
     else:
-        console.print("not running" if status.missing else "finished")
+        is_whole = not (status.missing or status.failures) and status.has_overviews
+        console.print("finished" if is_whole else "not running, not complete: go on with --resume")
     states = ", ".join(f"{count} {state}" for state, count in sorted(status.states.items()))
     console.print(
         f"{status.planned} blocks planned: {states or 'none recorded'}, {status.missing} missing"

@@ -438,12 +438,14 @@ def predict(
     )
     rule = dates or DateRule(max_per_cell=cube.sizes["time"], min_clear_percent=0.0)
     read_cell = _CubeCells(cube, extent, rule)
+    # One key for all cells, so that the cube does not travel with each.
+    shared = dask.delayed(read_cell, traverse=False)
     rows = [
-        [_lazy_cell(engine, cell, extent, read_cell) for cell in row]
+        [_lazy_cell(engine, cell, extent, shared) for cell in row]
         for row in _rows_of_cells(lattice, extent)
     ]
     upscale = spec.upscale
-    coords = {
+    coords: dict[str, Any] = {
         name: _fine_coordinates(cube[name].values, upscale, step)
         for name, step in (("y", -gsd_m), ("x", gsd_m))
     }
@@ -452,13 +454,23 @@ def predict(
         lead = ("legend" if layer.name == "probability" else f"{layer.name}_channel",)
         dims = (*(lead if layer.channels else ()), "y", "x")
         joined = da.block([[cell[layer.name] for cell in row] for row in rows])
-        data[layer.name] = xr.DataArray(joined, dims=dims, attrs={"nodata": layer.nodata})
+        attributes = layer.describe(spec.legend) | {"nodata": layer.nodata}
+        data[layer.name] = xr.DataArray(joined, dims=dims, attrs=attributes)
         if layer.channels:
             coords[lead[0]] = np.array(layer.channels)
+    if "spatial_ref" in cube.coords:
+        coords["spatial_ref"] = cube["spatial_ref"].drop_vars(
+            [name for name in cube["spatial_ref"].coords if name != "spatial_ref"]
+        )
     return xr.Dataset(data, coords=coords, attrs={"model": spec.name})
 
 
 def _check_cube(cube: xr.DataArray, spec: ModelSpec) -> xr.DataArray:
+    if "time" not in cube.dims:
+        cube = cube.expand_dims("time")
+    absent = {"band", "y", "x"} - set(map(str, cube.dims))
+    if absent:
+        raise ModelError(f"the cube lacks the dimension {min(absent)}")
     cube = cube.transpose("time", "band", "y", "x")
     missing = [band for band in spec.bands if band not in cube.band.values]
     if missing:
@@ -504,18 +516,16 @@ def _rows_of_cells(lattice: Lattice, extent: ROI) -> Iterator[list[ROI]]:
         yield cells[first : first + columns]
 
 
-def _lazy_cell(
-    engine: Engine, cell: ROI, extent: ROI, read_cell: _CubeCells
-) -> dict[str, da.Array]:
+def _lazy_cell(engine: Engine, cell: ROI, extent: ROI, shared: Any) -> dict[str, da.Array]:
     inside = grid.intersect(cell, extent)
     cut = grid.scale(grid.relative(inside, cell), engine.model.spec.upscale)
 
     @dask.delayed(pure=False)  # type: ignore[untyped-decorator]
-    def compute() -> dict[str, npt.NDArray[Any]]:
+    def compute(read_cell: _CubeCells) -> dict[str, npt.NDArray[Any]]:
         layers = engine.predict(cell, read_cell)
         return {name: values[..., *cut] for name, values in layers.items()}
 
-    result = compute()
+    result = compute(shared)
     shape = grid.shape_of(cut)
     return {
         layer.name: da.from_delayed(
@@ -546,7 +556,10 @@ class _CubeCells:
             clear = self.cube["clear"].transpose("time", "y", "x")
             share = clear[:, *inside].sum(("y", "x")).compute(scheduler="threads").values
         else:
-            share = np.full(self.cube.sizes["time"], math.prod(grid.shape_of(inside)))
+            # Without a mask, dates are chosen by where there is data; one band tells.
+            first = self.cube[:, 0, *inside].compute(scheduler="threads").values
+            has_data = np.isfinite(first) if first.dtype.kind == "f" else first != NODATA
+            share = has_data.sum(axis=(1, 2))
         chosen = choose_dates(100.0 * share / math.prod(grid.shape_of(inside)), self.rule)
         part = grid.intersect(window, self.extent)
         source = grid.relative(part, self.extent)

@@ -34,6 +34,7 @@ FLUSH_S = 2.0
 COMPACT_SEGMENTS = 50
 HEARTBEAT_S = 10.0
 LEASE_LOST_S = 90.0
+UNREADABLE_LEASE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,12 @@ class Lease:
             If another driver holds it.
         """
         holder = read_lease(self.filesystem, self.path)
+        if holder is None and self.filesystem.exists(self.path):
+            # Half written: by a driver that starts at this moment, or by one that died then.
+            time.sleep(UNREADABLE_LEASE_S)
+            holder = read_lease(self.filesystem, self.path)
+            if holder is None:
+                self.filesystem.rm_file(self.path)
         if holder is not None and holder.is_alive:
             since = dt.datetime.fromtimestamp(holder.renewed, dt.UTC).strftime("%H:%M:%S UTC")
             raise LeaseError(

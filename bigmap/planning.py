@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import math
 import os
@@ -26,9 +27,8 @@ from bigmap.cube.loaders import bounds_on, epsg_of
 from bigmap.errors import CatalogError, PlanError, RecipeError
 from bigmap.grid import ROI, Area, Lattice
 from bigmap.inference import Windowing
-from bigmap.items import ItemRow
+from bigmap.items import AssetRow, ItemRow
 from bigmap.models import LayerSpec, MapModel, build_model, checksum_of
-from bigmap.models.base import CLASS, CONFIDENCE, OBSERVATIONS
 from bigmap.quality import DateRule, MaskRule
 from bigmap.store import LayerTemplate, MapTemplate
 
@@ -94,6 +94,16 @@ class Plan:
         crs = self.lattice.crs
         return shapely.STRtree([shapely.box(*bounds_on(crs, row)) for row in self.catalogue.rows])
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what a resumed run must find unchanged beside the recipe's own words."""
+        parts = b"".join(shapely.to_wkb(part) for part in self.area.parts)
+        return {
+            "blocks": len(self.blocks),
+            "extent": [[part.start, part.stop] for part in self.extent],
+            "area": hashlib.sha256(parts).hexdigest(),
+            "weights": checksum_of(self.recipe.model.weights),
+        }
+
     def job(self, run_folder: str, lease_owner: str | None) -> BlockJob:
         """Return what all blocks of a run have in common."""
         recipe = self.recipe
@@ -120,15 +130,24 @@ class Plan:
 
     def _read_threads(self) -> int:
         """Return how many files a block reads at once: remote ones are waited for, local not."""
-        hrefs = (a.href for row in self.catalogue.rows[:1] for a in row.assets.values())
-        return REMOTE_READS if any("://" in href for href in hrefs) else LOCAL_READS
+        is_remote = any("://" in asset.href for asset in self._first_assets())
+        return REMOTE_READS if is_remote else LOCAL_READS
 
     def template(self) -> MapTemplate:
         """Return the shape and the metadata of the map."""
         return MapTemplate(
             lattice=self.lattice,
             extent=self.extent,
-            layers=tuple(_layer_template(layer, self.model) for layer in self.layers),
+            layers=tuple(
+                LayerTemplate(
+                    layer.name,
+                    layer.dtype,
+                    layer.nodata,
+                    layer.describe(self.model.spec.legend),
+                    layer.channels,
+                )
+                for layer in self.layers
+            ),
             overviews=self.recipe.output.overviews,
             attributes=self._attributes(),
         )
@@ -195,10 +214,19 @@ class Plan:
         canvas = block_px * (4 * len(self.layers) + layer_bytes)
         if self.windowing.overlap == "blend":
             canvas += block_px * 4 * (2 * channels + 1)
+        # Plans of resampling are kept for a few file grids; finer files are read with all they
+        # hold below a cell, by several threads at once.
+        plans = 6 * 24 * window_px
+        pixels_m = [abs(asset.transform[0]) for asset in self._first_assets()]
+        finer = max([1.0] + [(lattice.gsd_m / pixel_m) ** 2 for pixel_m in pixels_m])
+        sources = self._read_threads() * 8 * window_px * finer if finer > 1 else 0
         side_px = lattice.core_px + 2 * self.halo_px
         batch = self.windowing.batch_windows * side_px**2 * per_cell * max(bands, 16) * 4 * 4
         in_hand = self.recipe.cluster.blocks_per_worker
-        return (0.5e9 + in_hand * (cell + canvas) + batch) / 1e9
+        return (0.5e9 + plans + in_hand * (cell + canvas + sources) + batch) / 1e9
+
+    def _first_assets(self) -> list[AssetRow]:
+        return [asset for row in self.catalogue.rows[:1] for asset in row.assets.values()]
 
 
 def make_plan(recipe: Recipe, *, catalogue: Catalogue | None = None) -> Plan:
@@ -310,23 +338,6 @@ def _choose_layers(recipe: Recipe, model: MapModel) -> tuple[LayerSpec, ...]:
                 f"output.layers: {model.spec.name} has no layer {name}; it has {', '.join(known)}"
             )
     return tuple(layer for layer in model.spec.layers if layer.name in wanted)
-
-
-def _layer_template(layer: LayerSpec, model: MapModel) -> LayerTemplate:
-    attributes: dict[str, Any] = {"long_name": layer.long_name, "units": layer.units}
-    if layer.name == CLASS.name:
-        legend = model.spec.legend
-        attributes = {
-            "long_name": layer.long_name,
-            "flag_values": [entry.value for entry in legend],
-            "flag_meanings": " ".join(entry.name.replace(" ", "_") for entry in legend),
-            "flag_colors": " ".join(entry.colour for entry in legend),
-        }
-    if (layer.scale, layer.offset) != (1.0, 0.0):
-        attributes |= {"scale": layer.scale, "offset": layer.offset}
-    if layer.name in (CONFIDENCE.name, OBSERVATIONS.name):
-        attributes["ancillary_to"] = CLASS.name
-    return LayerTemplate(layer.name, layer.dtype, layer.nodata, attributes, layer.channels)
 
 
 def request_scenes(recipe: Recipe, *, flavour: str = "earth-search") -> simulate.SceneRequest:

@@ -99,6 +99,7 @@ class RunSummary:
     """Time of each stage, added up over the blocks of this attempt."""
     stopped: bool = False
     missing_shards: tuple[str, ...] = ()
+    has_overviews: bool = True
     failures: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -111,7 +112,8 @@ class RunSummary:
         """0 done, 3 some blocks failed, 75 stopped early and can be resumed."""
         if self.stopped:
             return 75
-        return 3 if self.failures or self.missing_shards or self.missing else 0
+        is_whole = self.has_overviews and not (self.failures or self.missing_shards or self.missing)
+        return 0 if is_whole else 3
 
 
 class _StoppedError(Exception):
@@ -184,7 +186,9 @@ def run_plan(
             folder.clear()
             create_map(folder.output, plan.template())
             folder.create(plan)
-        elif not has_map(folder.output):
+        else:
+            folder.check_plan(plan)
+        if not has_map(folder.output):
             create_map(folder.output, plan.template())
         ledger = folder.ledger
         recorded = ledger.latest() if resume else {}
@@ -197,9 +201,12 @@ def run_plan(
         reporter.start(plan, len(todo), Counter(record.state for record in recorded.values()))
         try:
             with _stop_on_signals():
-                driver.drive(todo, plan.job(folder.path, lease.state.owner), task, threads)
                 if todo:
+                    folder.mark_overviews(complete=False)
+                driver.drive(todo, plan.job(folder.path, lease.state.owner), task, threads)
+                if not folder.has_overviews():
                     _write_overviews(client, plan, reporter)
+                    folder.mark_overviews(complete=True)
         except _StoppedError:
             summary.stopped = True
         finally:
@@ -373,6 +380,7 @@ def _audit(summary: RunSummary, folder: RunFolder, ledger: Ledger) -> None:
         (record.block, record.error or "") for record in records.values()
         if record.state == "failed"
     )  # fmt: skip
+    summary.has_overviews = folder.has_overviews()
     summary.missing_shards = tuple(check_shards(folder.output, _shards_of(records.values())))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -63,8 +62,55 @@ class RunFolder:
         filesystem, root = fsspec.core.url_to_fs(self.path)
         filesystem.makedirs(root, exist_ok=True)
         save_items(plan.catalogue, f"{self.path}/items.parquet")
-        text = plan.recipe.to_yaml() + f"# planned blocks: {len(plan.blocks)}\n"
-        write_atomically(filesystem, f"{root}/recipe.yaml", text.encode())
+        fingerprint = json.dumps(plan.fingerprint())
+        write_atomically(filesystem, f"{root}/plan.json", fingerprint.encode())
+        write_atomically(filesystem, f"{root}/recipe.yaml", plan.recipe.to_yaml().encode())
+
+    def check_plan(self, plan: Plan) -> None:
+        """Refuse to go on with a run whose area or weights have changed under the same name.
+
+        Raises
+        ------
+        OutputError
+            If they have; names the field.
+        """
+        stored, given = self._read_fingerprint(), plan.fingerprint()
+        for key, field in (
+            ("weights", "model.weights"),
+            ("area", "area.file"),
+            ("extent", "area"),
+            ("blocks", "area"),
+        ):
+            if stored.get(key) != given[key]:
+                raise OutputError(
+                    f"{field}: its content is not what {self.output} was started with; set it "
+                    "back, or choose another output.path"
+                )
+
+    def _read_fingerprint(self) -> dict[str, Any]:
+        filesystem, root = fsspec.core.url_to_fs(self.path)
+        try:
+            stored: dict[str, Any] = json.loads(filesystem.cat_file(f"{root}/plan.json"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            raise OutputError(
+                f"{root}/plan.json: is missing or damaged; start again with --overwrite"
+            ) from None
+        return stored
+
+    def has_overviews(self) -> bool:
+        """Tell whether the overviews show the map as it is."""
+        filesystem, root = fsspec.core.url_to_fs(self.path)
+        filesystem.invalidate_cache(root)
+        return bool(filesystem.exists(f"{root}/overviews.json"))
+
+    def mark_overviews(self, *, complete: bool) -> None:
+        """Note that the overviews are complete, or that a block may change what they show."""
+        filesystem, root = fsspec.core.url_to_fs(self.path)
+        path = f"{root}/overviews.json"
+        if complete:
+            write_atomically(filesystem, path, b'{"complete": true}')
+        elif filesystem.exists(path):
+            filesystem.rm_file(path)
 
     def check_removable(self) -> None:
         """Refuse to remove what is no map of bigmap.
@@ -101,7 +147,7 @@ class RunFolder:
         if filesystem.exists(root):
             filesystem.rm(root, recursive=True)
         filesystem, root = fsspec.core.url_to_fs(self.path)
-        for name in ("recipe.yaml", "items.parquet", "ledger"):
+        for name in ("recipe.yaml", "plan.json", "items.parquet", "overviews.json", "ledger"):
             if filesystem.exists(f"{root}/{name}"):
                 filesystem.rm(f"{root}/{name}", recursive=True)
 
@@ -112,10 +158,8 @@ class RunFolder:
         filesystem, root = fsspec.core.url_to_fs(self.path)
         file = f"{root}/recipe.yaml"
         content = filesystem.cat_file(file)
-        found = re.search(rb"^# planned blocks: (\d+)$", content, re.MULTILINE)
-        if found is None:
-            raise OutputError(f"{file}: is not a recipe that a run has written")
-        return parse_recipe(parse_yaml(content, origin=file), origin=file), int(found[1])
+        blocks = int(self._read_fingerprint()["blocks"])
+        return parse_recipe(parse_yaml(content, origin=file), origin=file), blocks
 
     def read_items(self) -> Catalogue:
         """Return the items of the run, as they were found when it started."""
@@ -236,6 +280,7 @@ class RunStatus:
     failures: tuple[tuple[str, str], ...]
     """Failed blocks with their errors."""
     lease: LeaseState | None
+    has_overviews: bool
 
     @property
     def missing(self) -> int:
@@ -266,4 +311,5 @@ def read_status(output: str) -> RunStatus:
         last=max((record.finished for record in records), default=""),
         failures=tuple((r.block, r.error or "") for r in records if r.state == "failed"),
         lease=folder.read_lease(),
+        has_overviews=folder.has_overviews(),
     )

@@ -332,12 +332,27 @@ def write_overview(path: str, template: MapTemplate, *, level: int, place: ROI) 
         slice(2 * part.start, min(2 * part.stop, size))
         for part, size in zip(place, (height, width), strict=True)
     )
-    halved = {}
-    for layer in template.layers:
-        values = source.read(layer.name, (rows, cols))
-        halve = halve_classes if layer.name == CATEGORICAL else halve_values
-        halved[layer.name] = halve(values, layer.nodata)
+    halved = {
+        layer.name: _halve_in_strips(source, layer, (rows, cols), template.lattice.chunk_px)
+        for layer in template.layers
+    }
     target.write(halved, place)
+
+
+def _halve_in_strips(
+    source: MapWriter, layer: LayerTemplate, place: ROI, strip_px: int
+) -> npt.NDArray[Any]:
+    """Halve a region a few rows at a time: halving takes several times the room of its result."""
+    halve = halve_classes if layer.name == CATEGORICAL else halve_values
+    rows, cols = place
+    strips = [
+        halve(
+            source.read(layer.name, (slice(row, min(row + 2 * strip_px, rows.stop)), cols)),
+            layer.nodata,
+        )
+        for row in range(rows.start, rows.stop, 2 * strip_px)
+    ]
+    return np.concatenate(strips, axis=-2)
 
 
 def _quarters(values: npt.NDArray[Any], nodata: int) -> npt.NDArray[Any]:
@@ -350,7 +365,7 @@ def _quarters(values: npt.NDArray[Any], nodata: int) -> npt.NDArray[Any]:
 def halve_classes(values: npt.NDArray[Any], nodata: int) -> npt.NDArray[Any]:
     """Halve a layer of classes by the most frequent of four pixels that are not nodata."""
     four = np.sort(_quarters(values, nodata), axis=0)
-    counts = np.stack([(four == one).sum(axis=0) for one in four])
+    counts = np.stack([(four == one).sum(axis=0, dtype=np.uint8) for one in four])
     counts = np.where(four == nodata, 0, counts)
     winner = np.take_along_axis(four, counts.argmax(axis=0)[np.newaxis], axis=0)[0]
     return np.where(counts.max(axis=0) == 0, nodata, winner).astype(values.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,22 @@ class LayerSpec:
     units: str = "1"
     channels: tuple[str, ...] = ()
     """Names along a leading axis; empty for a layer (y, x)."""
+
+    def describe(self, legend: tuple[ClassEntry, ...]) -> dict[str, Any]:
+        """Return the CF attributes of the layer; classes carry the legend."""
+        if self.name == CLASS.name:
+            return {
+                "long_name": self.long_name,
+                "flag_values": [entry.value for entry in legend],
+                "flag_meanings": " ".join(entry.name.replace(" ", "_") for entry in legend),
+                "flag_colors": " ".join(entry.colour for entry in legend),
+            }
+        attributes: dict[str, Any] = {"long_name": self.long_name, "units": self.units}
+        if (self.scale, self.offset) != (1.0, 0.0):
+            attributes |= {"scale": self.scale, "offset": self.offset}
+        if self.name in (CONFIDENCE.name, OBSERVATIONS.name):
+            attributes["ancillary_to"] = CLASS.name
+        return attributes
 
     def quantise(self, values: Tensor) -> Tensor:
         """Round values to stored ones, within the range of the dtype, never to nodata.

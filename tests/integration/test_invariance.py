@@ -14,13 +14,16 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pytest
+import shapely
 import yaml
 from distributed import Client
 
 import bigmap
 from bigmap.config import parse_recipe
+from bigmap.errors import OutputError
 from bigmap.ledger import Ledger
 from bigmap.runner import SilentReporter, run_plan
 from bigmap.runs import RunFolder, read_status
@@ -210,8 +213,38 @@ def test_a_lost_shard_is_made_again(shared_data, tmp_path, clients):
     assert digest(tmp_path / "a.zarr") == base
 
 
+class Stops(SilentReporter):
+    """Stops the run when the overviews begin."""
+
+    def note(self, message: str) -> None:
+        if message.startswith("overview 1"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+
+def test_overviews_that_were_stopped_are_made_on_resume(shared_data, tmp_path, clients):
+    base = run(make_raw(shared_data, tmp_path / "a.zarr", "ndvi trim"), clients(2))
+    plan = bigmap.plan(parse_recipe(make_raw(shared_data, tmp_path / "b.zarr", "ndvi trim")))
+    summary = run_plan(plan, clients(2), reporter=Stops())
+    assert (summary.exit_code, summary.has_overviews) == (75, False)
+    assert not read_status(str(tmp_path / "b.zarr")).has_overviews
+    summary = run_plan(plan, clients(2), resume=True)
+    assert (summary.sent, summary.exit_code) == (0, 0)
+    assert digest(tmp_path / "b.zarr") == base
+
+
+def test_a_run_whose_area_changed_under_its_name_is_not_resumed(shared_data, tmp_path, clients):
+    outline = tmp_path / "outline.geojson"
+    gpd.GeoDataFrame(geometry=[shapely.box(*PART)], crs=4326).to_file(outline)
+    raw = make_raw(shared_data, tmp_path / "a.zarr", "ndvi trim", area={"file": str(outline)})
+    run(raw, clients(2))
+    gpd.GeoDataFrame(geometry=[shapely.box(*AREA)], crs=4326).to_file(outline)
+    with pytest.raises(OutputError, match=r"area\.file: its content"):
+        run_plan(bigmap.plan(parse_recipe(raw)), clients(2), resume=True)
+
+
 def test_a_stopped_driver_exits_with_75_and_can_be_resumed(shared_data, tmp_path):
-    raw = make_raw(shared_data, tmp_path / "b.zarr", "ndvi trim", grid__block_px=128)
+    raw = make_raw(shared_data, tmp_path / "b.zarr", "small-conv blend", grid__block_px=128)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(raw))
     command = [sys.executable, "-m", "bigmap.cli", "run", str(recipe), "--workers", "1"]

@@ -149,6 +149,20 @@ def test_a_lost_scene_fails_its_blocks_or_drops_its_date(
     assert summary.states["failed"] == 0
     assert digest(dropping.output.path) != local
 
+    # Nothing readable at all is a failure, and not an empty map.
+    features = read_items(scenes, http_server.faulty_url, "tiny-none")
+    none = tmp_path / "none.json"
+    none.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    http_server.inject("/tiny-none/*.tif", "status", times=100_000, status=404)
+    nothing = make_recipe(
+        source | {"files": [str(none)]},
+        str(tmp_path / "none.zarr"),
+        reading={"on_error": "drop-date"},
+    )
+    summary = run_plan(bigmap.plan(nothing), client, limit=12)
+    assert summary.exit_code == 3
+    assert "no date could be read" in summary.failures[0][1]
+
     # The host recovers: a resumed run does the degraded blocks again, and all is as it should be.
     http_server.clear()
     summary = run_plan(plan, client, resume=True)

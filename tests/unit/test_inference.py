@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -229,3 +230,29 @@ def test_grids_that_are_not_north_up_and_square_are_refused():
         bigmap.predict(cube.isel(y=slice(None, None, -1)), "ndvi")
     with pytest.raises(ModelError, match="square pixels"):
         bigmap.predict(cube.assign_coords(y=cube.y * 2), "ndvi")
+
+
+def test_results_say_where_they_are_and_what_they_mean():
+    cube = make_cube().rio.write_crs(25831)
+    result = bigmap.predict(cube, "ndvi", core_px=16, cell_px=32)
+    assert result.rio.crs.to_epsg() == 25831
+    assert result["ndvi"].attrs["scale"] == 1e-4
+    assert result["class"].attrs["flag_meanings"] == "other cropland"
+
+
+def test_without_a_mask_a_date_without_data_is_not_chosen():
+    cube = make_cube(dtype="float32", time=2).drop_vars("clear")
+    cube.values[0] = np.nan
+    result = predict(cube, "ndvi", dates=DateRule(max_per_cell=1, min_clear_percent=0))
+    assert (result["observations"].values == 1).all()
+    single = bigmap.predict(cube.isel(time=1), "ndvi", core_px=16, cell_px=32)
+    assert (single["class"].compute(scheduler="synchronous").values != 255).all()
+
+
+def test_a_cube_travels_once_and_not_with_every_cell():
+    cube = make_cube(size=256)
+    result = bigmap.predict(cube, "ndvi", core_px=16, cell_px=32)
+    sizes = [
+        len(cloudpickle.dumps(task)) for task in dict(result["class"].__dask_graph__()).values()
+    ]
+    assert sum(sizes) < 4 * cube.nbytes

@@ -99,6 +99,15 @@ def test_the_lease_of_a_dead_driver_is_taken_over(tmp_path, pid, host, age_s, al
         lease.release()
 
 
+def test_a_half_written_lease_does_not_lock_the_output(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "UNREADABLE_LEASE_S", 0.01)
+    (tmp_path / "lease.json").write_text("")
+    lease = Lease(str(tmp_path))
+    lease.acquire()
+    assert holds_lease(str(tmp_path), lease.state.owner)
+    lease.release()
+
+
 def test_a_driver_notices_that_its_lease_was_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "HEARTBEAT_S", 0.01)
     lease = Lease(str(tmp_path))
