@@ -70,5 +70,6 @@ def test_a_map_of_real_scenes_is_refused(map_path: str, tmp_path: Path) -> None:
     copy = tmp_path / "real.run"
     copy.mkdir()
     (copy / "recipe.yaml").write_text("\n".join(kept) + "\n")
+    (copy / "plan.json").write_bytes((run / "plan.json").read_bytes())
     with pytest.raises(OutputError, match="was made from real scenes"):
         score_trial.Trial(str(tmp_path / "real.zarr"))
