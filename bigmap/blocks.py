@@ -18,7 +18,7 @@ from bigmap.grid import ROI, Area, Lattice, area_mask
 from bigmap.inference import CellData, Engine, Timings, Windowing
 from bigmap.items import ItemRow
 from bigmap.ledger import BlockRecord, BlockState, holds_lease
-from bigmap.models import MapModel, build_model
+from bigmap.models import MapModel, ModelChoice
 from bigmap.quality import DateRule, MaskRule, choose_dates
 from bigmap.store import MapWriter
 
@@ -34,9 +34,7 @@ class BlockJob:
     lattice: Lattice
     extent: ROI
     area: Area
-    model: str
-    options: tuple[tuple[str, bool | int | float | str], ...]
-    weights: str | None
+    model: ModelChoice
     layers: tuple[str, ...]
     windowing: Windowing
     mask: MaskRule
@@ -50,7 +48,7 @@ class BlockJob:
     @property
     def engine(self) -> Engine:
         """The model and how it is cut into windows; the model is built once per process."""
-        model = _build_once(self.model, self.options, self.weights)
+        model = _build_once(self.model)
         layers = tuple(layer for layer in model.spec.layers if layer.name in self.layers)
         return Engine(model, self.lattice, self.windowing, layers)
 
@@ -69,10 +67,8 @@ class BlockJob:
 
 
 @lru_cache(maxsize=4)
-def _build_once(
-    name: str, options: tuple[tuple[str, bool | int | float | str], ...], weights: str | None
-) -> MapModel:
-    return build_model(name, dict(options), weights=weights)
+def _build_once(choice: ModelChoice) -> MapModel:
+    return choice.build()
 
 
 def name_block(lattice: Lattice, block: ROI) -> str:

@@ -20,7 +20,7 @@ from bigmap.area import read_area
 from bigmap.config import Recipe, check_lonlat_bbox, load_recipe, parse_recipe
 from bigmap.errors import BigmapError, OutputError, RecipeError
 from bigmap.models import build_model, list_models
-from bigmap.planning import Plan, request_scenes
+from bigmap.planning import Plan, model_choice, request_scenes
 from bigmap.progress import ProgressReporter, describe_slowest, format_duration
 from bigmap.runner import RunSummary
 from bigmap.runs import RunStatus, check_output, read_status
@@ -86,7 +86,7 @@ def run_command(
     loaded = read_recipe(recipe, [*settings, *extra], bbox, source)
     check_output(loaded, resume=resume, overwrite=overwrite)
     console = Console(highlight=False, stderr=as_json, soft_wrap=True)
-    notice = build_model(loaded.model.name, loaded.model.options).spec.notice
+    notice = model_choice(loaded.model).build().spec.notice
     if notice:
         console.print(f"note: {notice}")
     if loaded.source.kind == "simulated":

@@ -299,12 +299,46 @@ class DatesConfig(_Part):
     min_clear_percent: Number = Field(25.0, ge=0, le=100)
 
 
+class ClassConfig(_Part):
+    """One class of a legend."""
+
+    value: Whole = Field(ge=0, le=254, description="Value in the map.")
+    name: str = Field(min_length=1, max_length=80)
+    colour: str = Field("#808080", pattern=r"^#[0-9a-fA-F]{6}$")
+
+
 class ModelConfig(_Part):
-    """The model; its bands, upscale, halo and layers follow from it."""
+    """The model; its upscale, halo and layers follow from it."""
 
     name: str
+    bands: tuple[str, ...] | None = Field(
+        None, min_length=1, description="Common names of the input bands; by default the paper's."
+    )
+    legend: str | tuple[ClassConfig, ...] | None = Field(
+        None, description="Classes, or the name of a legend; by default the paper's."
+    )
     weights: Place | None = Field(None, description="A safetensors file with its model card.")
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+
+    @field_validator("bands")
+    @classmethod
+    def _check_bands(cls, bands: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if bands and len(set(bands)) < len(bands):
+            raise ValueError(f"{list(bands)} names a band twice")
+        return bands
+
+    @field_validator("legend")
+    @classmethod
+    def _check_legend(
+        cls, legend: str | tuple[ClassConfig, ...] | None
+    ) -> str | tuple[ClassConfig, ...] | None:
+        if isinstance(legend, tuple):
+            if len(legend) < 2:
+                raise ValueError("a legend needs two classes or more")
+            for field in ("value", "name"):
+                if len({getattr(entry, field) for entry in legend}) < len(legend):
+                    raise ValueError(f"two classes have the same {field}")
+        return legend
 
 
 class InferenceConfig(_Part):

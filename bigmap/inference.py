@@ -431,7 +431,7 @@ def predict(
         upscale=spec.upscale, shard_px=cell_px * spec.upscale, chunk_px=cell_px * spec.upscale,
         anchor_m=anchor_m,
     )  # fmt: skip
-    engine = Engine(model, lattice, Windowing.for_model(spec, **windowing), spec.layers)
+    engine = Engine(model, lattice, Windowing.for_model(spec, **windowing), spec.default_layers)
     extent = (
         slice(origin[0], origin[0] + cube.sizes["y"]),
         slice(origin[1], origin[1] + cube.sizes["x"]),
@@ -450,7 +450,7 @@ def predict(
         for name, step in (("y", -gsd_m), ("x", gsd_m))
     }
     data = {}
-    for layer in spec.layers:
+    for layer in engine.layers:
         lead = ("legend" if layer.name == "probability" else f"{layer.name}_channel",)
         dims = (*(lead if layer.channels else ()), "y", "x")
         joined = da.block([[cell[layer.name] for cell in row] for row in rows])

@@ -21,14 +21,28 @@ from bigmap.area import lonlat_of, read_area
 from bigmap.blocks import BlockJob, name_block
 from bigmap.catalog import Audit, Catalogue, find_items
 from bigmap.catalog.hrefs import is_url
-from bigmap.config import FilesSource, MaskConfig, RealSourceConfig, Recipe, SimulatedSource
+from bigmap.config import (
+    FilesSource,
+    MaskConfig,
+    ModelConfig,
+    RealSourceConfig,
+    Recipe,
+    SimulatedSource,
+)
 from bigmap.cube import Access
 from bigmap.cube.loaders import bounds_on, epsg_of
 from bigmap.errors import CatalogError, PlanError, RecipeError
 from bigmap.grid import ROI, Area, Lattice
 from bigmap.inference import Windowing
 from bigmap.items import AssetRow, ItemRow
-from bigmap.models import LayerSpec, MapModel, build_model, checksum_of
+from bigmap.models import (
+    LEGENDS,
+    ClassEntry,
+    LayerSpec,
+    MapModel,
+    ModelChoice,
+    checksum_of,
+)
 from bigmap.quality import DateRule, MaskRule
 from bigmap.store import LayerTemplate, MapTemplate
 
@@ -114,9 +128,7 @@ class Plan:
             lattice=self.lattice,
             extent=self.extent,
             area=self.area,
-            model=recipe.model.name,
-            options=tuple(sorted(recipe.model.options.items())),
-            weights=recipe.model.weights,
+            model=model_choice(recipe.model),
             layers=tuple(layer.name for layer in self.layers),
             windowing=self.windowing,
             mask=mask_rule(recipe.source.mask),
@@ -245,7 +257,7 @@ def make_plan(recipe: Recipe, *, catalogue: Catalogue | None = None) -> Plan:
         If the model, the area, the grid, the items or the memory do not fit together; the
         message names the field.
     """
-    model = build_model(recipe.model.name, recipe.model.options, weights=recipe.model.weights)
+    model = model_choice(recipe.model).build()
     lattice = make_lattice(recipe, model)
     windowing = Windowing.for_model(model.spec, **recipe.inference.model_dump())
     area = read_area(crs=recipe.grid.crs, **recipe.area.model_dump())
@@ -302,6 +314,7 @@ def make_lattice(recipe: Recipe, model: MapModel) -> Lattice:
         chunk_px=settings.chunk_px,
         anchor_m=settings.anchor_m,
     )
+    _check_dates(recipe, model)
     if settings.core_px % multiple:
         raise RecipeError(
             f"grid.core_px: {settings.core_px} is not a multiple of {multiple}, which "
@@ -320,6 +333,15 @@ def make_lattice(recipe: Recipe, model: MapModel) -> Lattice:
     return lattice
 
 
+def _check_dates(recipe: Recipe, model: MapModel) -> None:
+    most, asked = model.spec.max_dates, recipe.dates.max_per_cell
+    if most is not None and asked > most:
+        raise RecipeError(
+            f"dates.max_per_cell: {asked} is more than the {most} that {model.spec.name} is built "
+            f"for; lower it, or raise model.options.max_dates"
+        )
+
+
 def mask_rule(mask: MaskConfig) -> MaskRule:
     """Turn the recipe's mask setting into the rule that readers apply."""
     fields = mask.model_dump()
@@ -329,9 +351,37 @@ def mask_rule(mask: MaskConfig) -> MaskRule:
     return MaskRule(**fields)
 
 
+def model_choice(model: ModelConfig) -> ModelChoice:
+    """Turn the recipe's model setting into what builds it.
+
+    Raises
+    ------
+    RecipeError
+        If it names a legend that does not exist.
+    """
+    legend = model.legend
+    if isinstance(legend, str):
+        if legend not in LEGENDS:
+            raise RecipeError(
+                f"model.legend: {legend!r} is unknown; there are {', '.join(LEGENDS)}, or list "
+                "classes with value, name and colour"
+            )
+        classes = LEGENDS[legend]
+    else:
+        classes = tuple(ClassEntry(**entry.model_dump()) for entry in legend or ())
+    return ModelChoice(
+        model.name,
+        options=tuple(sorted(model.options.items())),
+        bands=model.bands,
+        legend=classes or None,
+        weights=model.weights,
+    )
+
+
 def _choose_layers(recipe: Recipe, model: MapModel) -> tuple[LayerSpec, ...]:
     known = {layer.name: layer for layer in model.spec.layers}
-    wanted = recipe.output.layers or tuple(known)
+    default = tuple(layer.name for layer in model.spec.default_layers)
+    wanted = recipe.output.layers or default
     for name in wanted:
         if name not in known:
             raise RecipeError(
@@ -353,7 +403,7 @@ def request_scenes(recipe: Recipe, *, flavour: str = "earth-search") -> simulate
     BigmapError
         If the model, the area and the grid do not fit together.
     """
-    model = build_model(recipe.model.name, recipe.model.options, weights=recipe.model.weights)
+    model = model_choice(recipe.model).build()
     area = read_area(crs=recipe.grid.crs, **recipe.area.model_dump())
     return replace(
         _request_scenes(recipe, make_lattice(recipe, model), model, area), flavour=flavour

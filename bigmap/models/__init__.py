@@ -1,7 +1,9 @@
 """The registry of models.
 
 A package adds a model by an entry point of the group ``bigmap.models`` whose value is a
-subclass of :class:`~bigmap.models.base.MapModel`; the entry point's name is the model's.
+subclass of :class:`~bigmap.models.base.MapModel`; the entry point's name is the model's. The
+keywords of its constructor are the options of the recipe's ``model``; where it takes ``bands`` or
+``legend``, recipes may choose those too.
 """
 
 from __future__ import annotations
@@ -9,20 +11,25 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from bigmap.errors import ModelError
 from bigmap.models.base import ClassEntry, LayerSpec, MapModel, ModelSpec
 from bigmap.models.checkpoint import load_weights, save_weights
+from bigmap.models.legends import LEGENDS
 from bigmap.models.ndvi import NdviModel
 from bigmap.models.small_conv import SmallConvModel
 
 __all__ = [
+    "LEGENDS",
     "ClassEntry",
     "LayerSpec",
     "MapModel",
+    "ModelChoice",
     "ModelSpec",
     "build_model",
     "checksum_of",
@@ -50,8 +57,36 @@ def _entry_points() -> dict[str, type[MapModel]]:
     return found
 
 
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model with which settings: what a recipe says of it, hashable, without weights."""
+
+    name: str
+    options: tuple[tuple[str, OptionValue], ...] = ()
+    bands: tuple[str, ...] | None = None
+    """Common names; None for those of the paper."""
+    legend: tuple[ClassEntry, ...] | None = None
+    weights: str | None = None
+    """A safetensors file."""
+
+    def build(self) -> MapModel:
+        """Build the model in evaluation mode; see :func:`build_model`."""
+        return build_model(
+            self.name,
+            dict(self.options),
+            bands=self.bands,
+            legend=self.legend,
+            weights=self.weights,
+        )
+
+
 def build_model(
-    name: str, options: Mapping[str, OptionValue] | None = None, *, weights: str | None = None
+    name: str,
+    options: Mapping[str, OptionValue] | None = None,
+    *,
+    bands: tuple[str, ...] | None = None,
+    legend: tuple[ClassEntry, ...] | None = None,
+    weights: str | None = None,
 ) -> MapModel:
     """Build a model in evaluation mode.
 
@@ -63,15 +98,20 @@ def build_model(
     models = list_models()
     if name not in models:
         raise ModelError(f"model.name: {name!r} is unknown; there are {', '.join(models)}")
-    options = dict(options or {})
-    known = [p for p in inspect.signature(models[name].__init__).parameters if p != "self"]
-    for option in options:
+    chosen = {"bands": bands, "legend": legend}
+    settings: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
+    taken = [p for p in inspect.signature(models[name].__init__).parameters if p != "self"]
+    for setting in settings:
+        if setting not in taken:
+            raise ModelError(f"model.{setting} cannot be chosen for {name}; leave it out")
+    known = [option for option in taken if option not in chosen]
+    for option in options or {}:
         if option not in known:
             raise ModelError(
                 f"model.options.{option} is unknown to {name}; it has {', '.join(known) or 'none'}"
             )
     try:
-        model = models[name](**options)
+        model = models[name](**(options or {}), **settings)
     except (TypeError, ValueError) as error:
         raise ModelError(f"model.options of {name}: {error}") from None
     if weights is not None:

@@ -41,6 +41,8 @@ class LayerSpec:
     units: str = "1"
     channels: tuple[str, ...] = ()
     """Names along a leading axis; empty for a layer (y, x)."""
+    by_default: bool = True
+    """Whether a map has the layer where the recipe names none."""
 
     def describe(self, legend: tuple[ClassEntry, ...]) -> dict[str, Any]:
         """Return the CF attributes of the layer; classes carry the legend."""
@@ -54,7 +56,7 @@ class LayerSpec:
         attributes: dict[str, Any] = {"long_name": self.long_name, "units": self.units}
         if (self.scale, self.offset) != (1.0, 0.0):
             attributes |= {"scale": self.scale, "offset": self.offset}
-        if self.name in (CONFIDENCE.name, OBSERVATIONS.name):
+        if legend and self.name in (CONFIDENCE.name, OBSERVATIONS.name):
             attributes["ancillary_to"] = CLASS.name
         return attributes
 
@@ -78,6 +80,28 @@ class LayerSpec:
 CONFIDENCE = LayerSpec("confidence", "Probability of the class", "uint8", 255, units="percent")
 OBSERVATIONS = LayerSpec("observations", "Clear dates the value rests on", "uint8", 255)
 CLASS = LayerSpec("class", "Class", "uint8", NODATA_CLASS)
+
+
+def probability_layer(legend: tuple[ClassEntry, ...]) -> LayerSpec:
+    """Return the layer of the probabilities of all classes, which recipes ask for by name."""
+    return LayerSpec(
+        "probability", "Probability of each class", "uint8", 255, units="percent",
+        channels=tuple(entry.name for entry in legend), by_default=False,
+    )  # fmt: skip
+
+
+def image_layer(bands: tuple[str, ...]) -> LayerSpec:
+    """Return the layer of a super-resolved image: reflectance as Sentinel-2's products hold it."""
+    return LayerSpec(
+        "image", "Super-resolved reflectance", "uint16", 0, scale=1e-4, offset=-0.1, channels=bands
+    )
+
+
+def uncertainty_layer(bands: tuple[str, ...]) -> LayerSpec:
+    """Return the layer of an image's uncertainty: the scale of its error, in reflectance."""
+    return LayerSpec(
+        "uncertainty", "Expected error of the image", "uint16", 0, scale=1e-5, channels=bands
+    )
 
 
 @dataclass(frozen=True)
@@ -104,12 +128,24 @@ class ModelSpec:
     """Windows start at and measure multiples of this, in input pixels."""
     notice: str | None = None
     """What a user must know before trusting the map."""
+    paper: str = ""
+    """Author and year of the paper that describes the model."""
+    max_dates: int | None = None
+    """The greatest number of dates that the halo holds for; None where any number does."""
+    tolerance: float = 0.0
+    """Large-field models: how far scores (probability, or reflectance) of a window may lie from
+    those of the whole image, as the mean absolute difference over the core."""
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
         """All layers the model can write."""
         classes = (CLASS, CONFIDENCE) if self.legend else ()
         return (*classes, OBSERVATIONS, *self.extra_layers)
+
+    @property
+    def default_layers(self) -> tuple[LayerSpec, ...]:
+        """The layers of a map whose recipe names none."""
+        return tuple(layer for layer in self.layers if layer.by_default)
 
 
 class MapModel(nn.Module, ABC):
@@ -139,3 +175,42 @@ class MapModel(nn.Module, ABC):
             class of the legend summing to one, where there is a legend; and one entry for each
             of ``spec.extra_layers``.
         """
+
+
+class NetworkModel(MapModel):
+    """A trained network. Losses need its raw outputs, maps the scores made of them.
+
+    Subclasses take the keyword ``size`` (``full`` or ``small``), and where the paper's choice may
+    be changed ``bands`` (common names) and ``legend`` (:class:`ClassEntry`), beside options of
+    their own.
+    """
+
+    @abstractmethod
+    def compute(self, reflectance: Tensor, dates: Tensor, clear: Tensor) -> dict[str, Tensor]:
+        """Run the network on windows; parameters as in :meth:`MapModel.forward`.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            (batch, channel, y * upscale, x * upscale): ``logits``, one channel per class, or a
+            single one where the legend has two; ``image`` and others in the units of their layers
+            (reflectance). More entries, of any shape, may serve a loss.
+        """
+
+    def forward(self, reflectance: Tensor, dates: Tensor, clear: Tensor) -> Mapping[str, Tensor]:
+        """Score windows; see :meth:`MapModel.forward`."""
+        outputs = self.compute(reflectance, dates, clear)
+        names = {layer.name for layer in self.spec.extra_layers} & set(outputs)
+        scores = {name: outputs[name].float() for name in sorted(names)}
+        if self.spec.legend:
+            scores["probability"] = probability_of(outputs["logits"])
+        return scores
+
+
+def probability_of(logits: Tensor) -> Tensor:
+    """Return probabilities (batch, class, y, x), float32; one logit is that of the second class."""
+    logits = logits.float()
+    if logits.shape[1] == 1:
+        second = torch.sigmoid(logits)
+        return torch.cat([1 - second, second], dim=1)
+    return torch.softmax(logits, dim=1)

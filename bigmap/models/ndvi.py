@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bigmap.models.base import ClassEntry, LayerSpec, MapModel, ModelSpec
+from bigmap.models.base import LayerSpec, MapModel, ModelSpec
+from bigmap.models.layers import upsample_bicubic
+from bigmap.models.legends import CROPLAND
 
-CUBIC_A = -0.75
-"""Keys' parameter; -0.75 is what PyTorch, OpenCV and Pillow's users know as bicubic."""
 FILL_RADIUS_PX = 2
 CUBIC_RADIUS_PX = 2
 SOFTNESS = 0.1
@@ -45,14 +45,12 @@ class NdviModel(MapModel):
         self.spec = ModelSpec(
             name="ndvi",
             title="Threshold on the bicubic temporal mean NDVI (SPInet's model-based baseline)",
+            paper="Valsesia & Magli 2022",
             bands=("red", "nir"),
             upscale=upscale,
             halo_px=0 if upscale == 1 else CUBIC_RADIUS_PX + FILL_RADIUS_PX,
             kind="exact",
-            legend=(
-                ClassEntry(0, "other", "#d9d2c5"),
-                ClassEntry(1, "cropland", "#3f8f29"),
-            ),
+            legend=CROPLAND,
             extra_layers=(
                 LayerSpec("ndvi", "Mean NDVI of the clear dates", "int16", -32768, scale=1e-4),
             ),
@@ -128,52 +126,3 @@ def _sum_around(values: Tensor) -> Tensor:
         for shift in range(1, 2 * FILL_RADIUS_PX + 1):
             values = values + padded.narrow(axis, shift, size)
     return values
-
-
-def upsample_bicubic(values: Tensor, upscale: int) -> Tensor:
-    """Interpolate bicubically (Keys 1981, a = -0.75), pixel areas kept aligned.
-
-    Equal to ``torch.nn.functional.interpolate(mode="bicubic")`` up to rounding, but each output
-    pixel is the same sum of the same products wherever its window starts, so that values do not
-    depend on the window. Edges are replicated.
-
-    Parameters
-    ----------
-    values
-        float32, (batch, y, x).
-    upscale
-        Output pixels per input pixel.
-
-    Returns
-    -------
-    torch.Tensor
-        float32, (batch, y * upscale, x * upscale).
-    """
-    return _upsample_rows(_upsample_rows(values, upscale).mT, upscale).mT.contiguous()
-
-
-def _upsample_rows(values: Tensor, upscale: int) -> Tensor:
-    height = values.shape[-2]
-    first, last = values[..., :1, :], values[..., -1:, :]
-    padded = torch.cat([first, first, values, last, last], dim=-2)
-    phases = []
-    for phase in range(upscale):
-        position = (phase + 0.5) / upscale - 0.5
-        start = -2 if position < 0 else -1
-        taps = [_cubic_weight(position - (start + tap)) for tap in range(4)]
-        shifted = [padded[..., start + tap + 2 : start + tap + 2 + height, :] for tap in range(4)]
-        phases.append(
-            shifted[0] * taps[0] + shifted[1] * taps[1]
-            + shifted[2] * taps[2] + shifted[3] * taps[3]
-        )  # fmt: skip
-    stacked = torch.stack(phases, dim=-2)
-    return stacked.reshape(*values.shape[:-2], height * upscale, values.shape[-1])
-
-
-def _cubic_weight(distance: float) -> float:
-    t = abs(distance)
-    if t <= 1:
-        return (CUBIC_A + 2) * t**3 - (CUBIC_A + 3) * t**2 + 1
-    if t < 2:
-        return CUBIC_A * (t**3 - 5 * t**2 + 8 * t - 4)
-    return 0.0

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from bigmap.errors import ModelError
 from bigmap.models import build_model, list_models, save_weights
-from bigmap.models.ndvi import average_ndvi, fill_holes, upsample_bicubic
+from bigmap.models.layers import upsample_bicubic
+from bigmap.models.ndvi import average_ndvi, fill_holes
 
 
 def make_input(model, *, time=3, size=24, batch=2, seed=0):
