@@ -11,15 +11,23 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from bigmap.errors import ModelError
-from bigmap.models.base import ClassEntry, LayerSpec, MapModel, ModelSpec
-from bigmap.models.checkpoint import load_weights, save_weights
+from bigmap.models.base import (
+    ClassEntry,
+    LayerSpec,
+    MapModel,
+    ModelSpec,
+    NetworkModel,
+    OptionValue,
+)
+from bigmap.models.card import ModelCard, Training, read_card
+from bigmap.models.checkpoint import load_weights, read_tensors, save_weights
 from bigmap.models.legends import LEGENDS
 from bigmap.models.ndvi import NdviModel
 from bigmap.models.small_conv import SmallConvModel
@@ -29,15 +37,20 @@ __all__ = [
     "ClassEntry",
     "LayerSpec",
     "MapModel",
+    "ModelCard",
     "ModelChoice",
     "ModelSpec",
+    "NetworkModel",
+    "OptionValue",
+    "Training",
     "build_model",
     "checksum_of",
     "list_models",
+    "read_card",
+    "read_tensors",
     "save_weights",
 ]
 
-OptionValue = bool | int | float | str
 BUILT_IN: dict[str, type[MapModel]] = {"ndvi": NdviModel, "small-conv": SmallConvModel}
 
 
@@ -90,33 +103,86 @@ def build_model(
 ) -> MapModel:
     """Build a model in evaluation mode.
 
+    Parameters
+    ----------
+    name, options, bands, legend
+        As in a recipe. What is left out is the weights' or, without any, the paper's.
+    weights
+        A safetensors file with its card beside it.
+
     Raises
     ------
     ModelError
         If there is no such model, an option is unknown or wrong, or the weights do not fit.
     """
+    options = dict(options or {})
+    kind = find_model(name)
+    if weights is not None:
+        if not kind.has_weights:
+            raise ModelError(f"model.weights: {name} has no weights; leave the field out")
+        card = read_card(weights)
+        card.refuse_options(name, options)
+        taken = _list_settings(kind)
+        options = {key: value for key, value in card.options.items() if key in taken} | options
+        bands = bands or (card.bands if "bands" in taken else None)
+        legend = legend or (card.legend if "legend" in taken else None)
+    model = _construct(name, kind, options, bands, legend)
+    if weights is not None:
+        card.refuse_other(model.spec)
+        load_weights(model, weights)
+        if card.training.is_simulated:
+            notice = f"the weights of {name} were trained on simulated scenes."
+            model.spec = replace(model.spec, notice=notice)
+    elif isinstance(model, NetworkModel):
+        notice = f"{name} has no weights: they are random, so its map means nothing."
+        model.spec = replace(model.spec, notice=notice)
+    return model.eval()
+
+
+def find_model(name: str) -> type[MapModel]:
+    """Return the class of a model.
+
+    Raises
+    ------
+    ModelError
+        If there is none of that name.
+    """
     models = list_models()
     if name not in models:
         raise ModelError(f"model.name: {name!r} is unknown; there are {', '.join(models)}")
+    return models[name]
+
+
+def _construct(
+    name: str,
+    kind: type[MapModel],
+    options: Mapping[str, OptionValue],
+    bands: tuple[str, ...] | None,
+    legend: tuple[ClassEntry, ...] | None,
+) -> MapModel:
     chosen = {"bands": bands, "legend": legend}
     settings: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
-    taken = [p for p in inspect.signature(models[name].__init__).parameters if p != "self"]
+    taken = _list_settings(kind)
     for setting in settings:
         if setting not in taken:
             raise ModelError(f"model.{setting} cannot be chosen for {name}; leave it out")
     known = [option for option in taken if option not in chosen]
-    for option in options or {}:
+    for option in options:
         if option not in known:
             raise ModelError(
                 f"model.options.{option} is unknown to {name}; it has {', '.join(known) or 'none'}"
             )
     try:
-        model = models[name](**(options or {}), **settings)
+        model = kind(**options, **settings)
     except (TypeError, ValueError) as error:
         raise ModelError(f"model.options of {name}: {error}") from None
-    if weights is not None:
-        load_weights(model, weights)
-    return model.eval()
+    model.options = {option: options.get(option, taken[option].default) for option in known}
+    return model
+
+
+def _list_settings(kind: type[MapModel]) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(kind.__init__).parameters
+    return {name: value for name, value in parameters.items() if name != "self"}
 
 
 def checksum_of(weights: str | None) -> str | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 ModelKind = Literal["exact", "windowed", "large-field"]
+OptionValue = bool | int | float | str
 
 NODATA_CLASS = 255
 NODATA_UINT8 = 255
@@ -152,6 +154,10 @@ class MapModel(nn.Module, ABC):
     """A network, or a rule, that turns dates of a window into scores."""
 
     spec: ModelSpec
+    has_weights: ClassVar[bool] = True
+    """False for a rule, which nothing can be loaded into."""
+    options: Mapping[str, OptionValue] = MappingProxyType({})
+    """All options with their values, set by the registry."""
 
     @abstractmethod
     def forward(self, reflectance: Tensor, dates: Tensor, clear: Tensor) -> Mapping[str, Tensor]:

@@ -1,65 +1,84 @@
-"""Weights as safetensors with a card that says which model they belong to."""
+"""Weights: safetensors with a card beside them, and PyTorch files of others, read safely."""
 
 from __future__ import annotations
 
-import json
+import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from bigmap.errors import ModelError
 from bigmap.models.base import MapModel
+from bigmap.models.card import Training, write_card
 
-CARD_KEY = "bigmap"
-
-
-def card_of(model: MapModel) -> dict[str, Any]:
-    """Return the facts that weights and model must agree on."""
-    spec = model.spec
-    return {
-        "model": spec.name,
-        "bands": list(spec.bands),
-        "upscale": spec.upscale,
-        "classes": [entry.name for entry in spec.legend],
-    }
+PYTORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+NESTED_KEYS = ("state_dict", "model_state_dict", "model")
+"""Under which public training scripts keep the weights beside other things."""
 
 
-def save_weights(model: MapModel, path: str | Path) -> None:
-    """Write a model's weights and card as safetensors."""
+def save_weights(model: MapModel, path: str | Path, *, training: Training | None = None) -> None:
+    """Write a model's weights as safetensors, and their card beside them.
+
+    Parameters
+    ----------
+    path
+        Ends in ``.safetensors``; the card has the same name and ends in ``.json``.
+    training
+        What is known of how the weights came to be.
+    """
+    file = Path(path)
+    if file.suffix != ".safetensors":
+        raise ModelError(f"{file}: weights are written to a file that ends in .safetensors")
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, str(path), metadata={CARD_KEY: json.dumps(card_of(model))})
+    save_file(tensors, str(file))
+    write_card(model, file, training or Training())
 
 
-def load_weights(model: MapModel, path: str | Path) -> None:
-    """Load weights into a model, if their card says that they are its own.
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read named tensors from a safetensors or PyTorch file, which never runs code from it.
 
     Raises
     ------
     ModelError
-        If the file is missing, is not safetensors, has no card, or belongs to a model with
-        another name, band order, upscale or legend.
+        If the file is missing, damaged, or holds anything but named tensors.
     """
-    if not Path(path).is_file():
-        raise ModelError(f"model.weights: {path}: no such file")
-    if not model.state_dict():
-        raise ModelError(f"model.weights: {model.spec.name} has no weights; leave the field out")
+    file = Path(path)
+    if not file.is_file():
+        raise ModelError(f"{file}: no such file")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            text = (file.metadata() or {}).get(CARD_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if file.suffix not in PYTORCH_SUFFIXES:
+            return load_file(file)
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"model.weights: {path}: is not a safetensors file ({error})") from None
-    if text is None:
-        raise ModelError(f"model.weights: {path}: has no model card, so its bands are unknown")
-    card = json.loads(text)
-    for field, wanted in card_of(model).items():
-        if card.get(field) != wanted:
-            raise ModelError(
-                f"model.weights: {path}: is for {field} {card.get(field)}, but the recipe's model "
-                f"has {wanted}"
-            )
+        raise ModelError(f"{file}: is not a safetensors file ({error})") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{file}: cannot be read as plain weights ({reason})") from None
+    for key in NESTED_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ModelError(f"{file}: holds no named tensors; save the model's state_dict() alone")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def load_weights(model: MapModel, path: str | Path) -> None:
+    """Load a model's own weights into it.
+
+    Raises
+    ------
+    ModelError
+        If a tensor is missing, unknown or of another shape.
+    """
+    try:
+        tensors = read_tensors(path)
+    except ModelError as error:
+        raise ModelError(f"model.weights: {error}") from None
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:

@@ -35,6 +35,8 @@ class NdviModel(MapModel):
         Output pixels per input pixel, 1 to 8.
     """
 
+    has_weights = False
+
     def __init__(self, *, threshold: float = 0.45, upscale: int = 4) -> None:
         super().__init__()
         if not -1 <= threshold <= 1:

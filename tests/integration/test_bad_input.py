@@ -140,7 +140,7 @@ RECIPES = {
     "weights for ndvi": ({"model__weights": "noise"}, ["model.weights", "ndvi has no weights"]),
     "noise as weights": (
         {"model": {"name": "small-conv", "weights": "noise"}},
-        ["model.weights", "not a safetensors file"],
+        ["model.weights", "no model card"],
     ),
     "unknown layer": ({"output__layers": ["klass"]}, ["output.layers", "klass", "class"]),
     "no layers": ({"output__layers": []}, ["output.layers"]),
@@ -307,7 +307,7 @@ def test_area_file_is_refused(folder, capsys, name, geometry, crs, words):
     ("change", "words"),
     [
         ({"bands": ("green", "blue", "red", "nir")}, "bands"),
-        ({"name": "other"}, "model other"),
+        ({"name": "other"}, "name other"),
         ({"upscale": 4}, "upscale"),
     ],
 )
@@ -316,7 +316,7 @@ def test_weights_of_another_model(folder, capsys, change, words):
     object.__setattr__(model, "spec", model.spec.__class__(**vars(model.spec) | change))
     save_weights(model, folder / "w.safetensors")
     write_recipe(folder / "recipe.yaml", model={"name": "small-conv", "weights": "w.safetensors"})
-    refuse(capsys, folder, "run", "recipe.yaml", words=["model.weights", "w.safetensors", words])
+    refuse(capsys, folder, "run", "recipe.yaml", words=["model.weights", "w.json", words])
 
 
 def test_weights_without_a_card(folder, capsys):

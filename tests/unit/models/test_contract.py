@@ -1,12 +1,22 @@
 """The two models: formulas, contract, registry and weights."""
 
+import inspect
+import json
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from bigmap.errors import ModelError
-from bigmap.models import build_model, list_models, save_weights
+from bigmap.models import (
+    Training,
+    build_model,
+    list_models,
+    read_card,
+    read_tensors,
+    save_weights,
+)
 from bigmap.models.layers import upsample_bicubic
 from bigmap.models.ndvi import average_ndvi, fill_holes
 
@@ -20,6 +30,12 @@ def make_input(model, *, time=3, size=24, batch=2, seed=0):
     return reflectance, dates, clear
 
 
+def build_small(name):
+    """Build a model in its small size, where it has one."""
+    has_sizes = "size" in inspect.signature(list_models()[name].__init__).parameters
+    return build_model(name, {"size": "small"} if has_sizes else {})
+
+
 def run(model, *inputs):
     with torch.inference_mode():
         return model(*inputs)
@@ -27,7 +43,7 @@ def run(model, *inputs):
 
 @pytest.mark.parametrize("name", list(list_models()))
 def test_scores_have_the_declared_shape(name):
-    model = build_model(name)
+    model = build_small(name)
     scores = run(model, *make_input(model))
     fine = 24 * model.spec.upscale
     wanted = {layer.name for layer in model.spec.extra_layers} | {"probability"}
@@ -41,7 +57,7 @@ def test_scores_have_the_declared_shape(name):
 
 @pytest.mark.parametrize("name", list(list_models()))
 def test_padded_dates_change_nothing(name):
-    model = build_model(name)
+    model = build_small(name)
     reflectance, dates, clear = make_input(model)
     padding = torch.full((2, 2, *reflectance.shape[2:]), 7.0)
     padded = run(
@@ -56,7 +72,7 @@ def test_padded_dates_change_nothing(name):
 
 @pytest.mark.parametrize("name", list(list_models()))
 def test_an_exact_model_sees_no_farther_than_its_halo(name):
-    model = build_model(name)
+    model = build_small(name)
     if model.spec.kind != "exact":
         pytest.skip(f"{name} is not exact")
     reflectance, dates, clear = make_input(model, batch=1, size=48)
@@ -176,25 +192,110 @@ def test_wrong_models_and_options_are_named(name, options, message):
         build_model(name, options)
 
 
-def test_weights_come_back_and_belong_to_their_model(tmp_path):
+@pytest.fixture
+def weights(tmp_path):
+    """Return a weights file of small-conv with another seed, its card beside it."""
     file = tmp_path / "weights.safetensors"
-    trained = build_model("small-conv", {"seed": 5})
-    save_weights(trained, file)
+    training = Training("a test", is_simulated=True, scores={"mcc": 0.5})
+    save_weights(build_model("small-conv", {"seed": 5, "upscale": 4}), file, training=training)
+    return file
+
+
+def test_weights_bring_their_own_options(weights):
+    trained = build_model("small-conv", {"seed": 5, "upscale": 4})
+    loaded = build_model("small-conv", weights=str(weights))
+    assert loaded.spec.upscale == 4
+    assert "simulated" in loaded.spec.notice
     inputs = make_input(trained)
-    loaded = build_model("small-conv", {"seed": 0}, weights=str(file))
     assert torch.equal(run(trained, *inputs)["probability"], run(loaded, *inputs)["probability"])
-    with pytest.raises(ModelError, match="upscale 2, but the recipe's model has 4"):
-        build_model("small-conv", {"upscale": 4}, weights=str(file))
-    with pytest.raises(ModelError, match="does not fit small-conv"):
-        build_model("small-conv", {"width": 9}, weights=str(file))
+    card = read_card(weights)
+    assert (card.name, card.bands) == ("small-conv", ("blue", "green", "red", "nir"))
+    assert card.legend == trained.spec.legend
+    assert card.training.scores == {"mcc": 0.5}
+
+
+def edit_card(weights, change):
+    file = weights.with_suffix(".json")
+    content = json.loads(file.read_text())
+    change(content["properties"], content["assets"]["weights"])
+    file.write_text(json.dumps(content))
+
+
+def swap_bands(properties, _):
+    bands = properties["mlm:input"][0]["bands"]
+    bands[0], bands[2] = bands[2], bands[0]
+
+
+def rename_class(properties, _):
+    properties["mlm:output"][0]["classification:classes"][1]["title"] = "forest"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (swap_bands, r"weights.json: is for bands .'red', 'green', 'blue', 'nir'."),
+        (rename_class, r"is for legend .'0 a', '1 forest', '2 c'."),
+        (lambda p, a: p.update({"bigmap:upscale": 2}), "is for options.upscale 2"),
+        (lambda p, a: a.update({"file:checksum": "1220" + "0" * 64}), "its checksum differs"),
+        (lambda p, a: p.pop("mlm:input"), "weights.json: is not a model card"),
+        (lambda p, a: p.update({"mlm:architecture": "ndvi"}), "is for name ndvi"),
+    ],
+)
+def test_weights_of_something_else_are_refused(weights, change, message):
+    edit_card(weights, change)
+    with pytest.raises(ModelError, match=message):
+        build_model("small-conv", weights=str(weights))
+
+
+def test_weights_that_do_not_fit_the_recipe_are_refused(weights, tmp_path):
+    with pytest.raises(ModelError, match=r"is for options.upscale 4, but .* has 2"):
+        build_model("small-conv", {"upscale": 2}, weights=str(weights))
+    with pytest.raises(ModelError, match=r"model\.bands cannot be chosen for small-conv"):
+        build_model("small-conv", bands=("red",))
     with pytest.raises(ModelError, match="ndvi has no weights"):
-        build_model("ndvi", weights=str(file))
-    trained.spec = type(trained.spec)(
-        **{**vars(trained.spec), "bands": ("red", "green", "blue", "nir")}
-    )
-    save_weights(trained, file)
-    with pytest.raises(ModelError, match="is for bands"):
-        build_model("small-conv", weights=str(file))
+        build_model("ndvi", weights=str(weights))
+    cut = weights.read_bytes()[:-40]
+    weights.write_bytes(cut)
+    with pytest.raises(ModelError, match="its checksum differs"):
+        build_model("small-conv", weights=str(weights))
+    weights.with_suffix(".json").unlink()
+    with pytest.raises(ModelError, match=r"has no model card weights\.json"):
+        build_model("small-conv", weights=str(weights))
+    with pytest.raises(ModelError, match="no such file"):
+        build_model("small-conv", weights=str(tmp_path / "absent.safetensors"))
+
+
+def test_tensors_of_another_shape_are_refused(weights):
+    edit_card(weights, lambda p, a: p["mlm:hyperparameters"].update(width=9))
+    with pytest.raises(ModelError, match=r"tensor head\.weight does not fit small-conv"):
+        build_model("small-conv", weights=str(weights))
+
+
+def test_damaged_safetensors_are_refused(tmp_path):
+    file = tmp_path / "weights.safetensors"
     file.write_bytes(np.random.default_rng(0).bytes(2000))
     with pytest.raises(ModelError, match="not a safetensors file"):
-        build_model("small-conv", weights=str(file))
+        read_tensors(file)
+
+
+class Bomb:
+    """Runs code when it is unpickled by a careless reader."""
+
+    def __reduce__(self):
+        return (print, ("bomb",))
+
+
+def test_pytorch_files_never_run_code(tmp_path, capsys):
+    file = tmp_path / "weights.pt"
+    torch.save({"state_dict": {"module.a": torch.ones(2)}, "epoch": 3}, file)
+    assert torch.equal(read_tensors(file)["a"], torch.ones(2))
+    torch.save({"a": Bomb()}, file)
+    with pytest.raises(ModelError, match=r"weights.pt: cannot be read as plain weights"):
+        read_tensors(file)
+    torch.save({"a": 3}, file)
+    with pytest.raises(ModelError, match="holds no named tensors"):
+        read_tensors(file)
+    file.write_bytes(b"not a zip")
+    with pytest.raises(ModelError, match="cannot be read as plain weights"):
+        read_tensors(file)
+    assert "bomb" not in capsys.readouterr().out

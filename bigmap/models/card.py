@@ -1,0 +1,265 @@
+"""The card of a model's weights: what they were made for, and what is known of them.
+
+A card is a STAC item of the machine learning model extension (``mlm:*``, version 1.4) beside the
+weights, with their name and the ending ``.json``, so that a STAC catalogue can hold the model.
+Training data and scores stand in fields of our own, since the extension has none for them.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pystac
+import torch
+from pystac import RequiredPropertyMissing, STACError
+from pystac.extensions.classification import Classification
+from pystac.extensions.file import FileExtension
+from pystac.extensions.mlm import (
+    AssetGeneralMLMExtension,
+    Hyperparameters,
+    InputStructure,
+    MLMExtension,
+    ModelBand,
+    ModelInput,
+    ModelOutput,
+    ResultStructure,
+    TaskType,
+    ValueScaling,
+    ValueScalingType,
+)
+from pystac.extensions.raster import DataType
+
+from bigmap.errors import ModelError
+from bigmap.models.base import ClassEntry, MapModel, ModelSpec, OptionValue
+from bigmap.models.layers import BandStatistics, count_parameters
+
+SHA2_256 = "1220"
+"""Multihash prefix of a SHA-256 (https://multiformats.io/multihash), as file:checksum wants."""
+
+
+_CARD_ERRORS = (
+    ValueError, KeyError, TypeError, IndexError, AttributeError, STACError, RequiredPropertyMissing,
+)  # fmt: skip
+"""What a file that is no card, or half of one, raises when it is read."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is known of how weights came to be."""
+
+    data: str = "unknown"
+    """The scenes and labels, for people."""
+    is_simulated: bool = False
+    """Whether the scenes or the labels were simulated."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Scores on test areas, by name."""
+    source: str = ""
+    """Where the weights come from, if they were imported."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What weights belong to."""
+
+    file: str
+    """Of the card, for messages."""
+    name: str
+    options: Mapping[str, OptionValue]
+    bands: tuple[str, ...]
+    """Common names, in the order of the band axis."""
+    legend: tuple[ClassEntry, ...]
+    upscale: int
+    checksum: str
+    """Multihash of the weights file, hexadecimal."""
+    training: Training = Training()
+
+    def refuse_options(self, name: str, options: Mapping[str, OptionValue]) -> None:
+        """Refuse a recipe's model or options where the weights were made for others.
+
+        Raises
+        ------
+        ModelError
+            Naming the field.
+        """
+        self._compare("name", self.name, name)
+        for key, value in options.items():
+            self._compare(f"options.{key}", self.options.get(key, value), value)
+
+    def refuse_other(self, spec: ModelSpec) -> None:
+        """Refuse a model whose bands, legend or upscale differ from those of the weights.
+
+        Raises
+        ------
+        ModelError
+            Naming the field.
+        """
+        self._compare("bands", list(self.bands), list(spec.bands))
+        self._compare("legend", _list_classes(self.legend), _list_classes(spec.legend))
+        self._compare("options.upscale", self.upscale, spec.upscale)
+
+    def _compare(self, field: str, mine: object, wanted: object) -> None:
+        if mine != wanted:
+            raise ModelError(
+                f"model.weights: {self.file}: is for {field} {mine}, but the recipe's model has "
+                f"{wanted}"
+            )
+
+
+def card_file_of(weights: str | Path) -> Path:
+    """Return the place of the card of a weights file."""
+    return Path(weights).with_suffix(".json")
+
+
+def checksum_file(file: str | Path) -> str:
+    """Return the SHA-256 of a file as a multihash."""
+    with Path(file).open("rb") as stream:
+        return SHA2_256 + hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_card(model: MapModel, weights: Path, training: Training) -> None:
+    """Write the card of a model whose weights lie in a file."""
+    item = _describe(model, weights, training)
+    card_file_of(weights).write_text(json.dumps(item.to_dict(), indent=2) + "\n")
+
+
+def read_card(weights: str | Path) -> ModelCard:
+    """Read the card of a weights file and check the file against it.
+
+    Raises
+    ------
+    ModelError
+        If there is no card, it cannot be read, or the weights are not those it describes.
+    """
+    file = card_file_of(weights)
+    if not Path(weights).is_file():
+        raise ModelError(f"model.weights: {weights}: no such file")
+    if not file.is_file():
+        raise ModelError(
+            f"model.weights: {weights}: has no model card {file.name} beside it, so its bands are "
+            "unknown; bigmap models import writes one"
+        )
+    try:
+        card = parse_card(json.loads(file.read_text()), origin=str(file))
+    except _CARD_ERRORS as error:
+        raise ModelError(f"model.weights: {file}: is not a model card ({error!r})") from None
+    if checksum_file(weights) != card.checksum:
+        raise ModelError(
+            f"model.weights: {weights}: is not the file that {file.name} describes; its checksum "
+            "differs, so one of the two was changed or cut off"
+        )
+    return card
+
+
+def parse_card(content: dict[str, Any], *, origin: str) -> ModelCard:
+    """Turn the JSON of a card into what it says; errors are those of the fields."""
+    item = pystac.Item.from_dict(content, migrate=False)
+    extension = MLMExtension.ext(item)
+    properties = item.properties
+    entry, result = extension.input[0], extension.output[0]
+    asset = item.assets["weights"]
+    return ModelCard(
+        file=origin,
+        name=extension.architecture,
+        options=dict(extension.to_dict().get("mlm:hyperparameters", {})),
+        bands=tuple(band if isinstance(band, str) else band.name for band in entry.bands),
+        legend=tuple(
+            ClassEntry(each.value, each.title or each.name, f"#{each.color_hint}".lower())
+            for each in result.classes or ()
+        ),
+        upscale=int(properties["bigmap:upscale"]),
+        checksum=str(FileExtension.ext(asset).checksum),
+        training=Training(**properties["bigmap:training"]),
+    )
+
+
+def _describe(model: MapModel, weights: Path, training: Training) -> pystac.Item:
+    spec = model.spec
+    now = dt.datetime.now(dt.UTC).replace(microsecond=0)
+    item = pystac.Item(weights.stem, None, None, now, {}, stac_extensions=[])
+    tasks = [TaskType.SEMANTIC_SEGMENTATION] if spec.legend else [TaskType.SUPER_RESOLUTION]
+    extension = MLMExtension.ext(item, add_if_missing=True)
+    extension.apply(
+        name=spec.title,
+        architecture=spec.name,
+        tasks=tasks,
+        framework="pytorch",
+        framework_version=torch.__version__.partition("+")[0],
+        total_parameters=count_parameters(model),
+        pretrained=True,
+        pretrained_source=training.source or None,
+        input=[_describe_input(model)],
+        output=[_describe_output(model, tasks)],
+        hyperparameters=Hyperparameters(dict(model.options)),
+    )
+    item.properties |= {
+        "description": f"{spec.title}. Trained on: {training.data}.",
+        "bigmap:upscale": spec.upscale,
+        "bigmap:training": {**vars(training), "scores": dict(training.scores)},
+    }
+    asset = pystac.Asset(
+        f"./{weights.name}", media_type="application/octet-stream", roles=["mlm:model", "data"]
+    )
+    item.add_asset("weights", asset)
+    AssetGeneralMLMExtension.ext(asset).apply(artifact_type="safetensors.torch.save_file")
+    FileExtension.ext(asset, add_if_missing=True).apply(
+        size=weights.stat().st_size, checksum=checksum_file(weights)
+    )
+    return item
+
+
+def _describe_input(model: MapModel) -> ModelInput:
+    spec = model.spec
+    statistics = next((m for m in model.modules() if isinstance(m, BandStatistics)), None)
+    described = ModelInput.create(
+        name="reflectance of the chosen dates",
+        bands=[ModelBand.create(band) for band in spec.bands],
+        input=InputStructure.create(
+            shape=[-1, -1, len(spec.bands), -1, -1],
+            dim_order=["batch", "time", "bands", "height", "width"],
+            data_type=DataType.FLOAT32,
+        ),
+    )
+    if statistics is not None:
+        # One entry for each band, as the extension's text says; pystac's setter takes one only.
+        described.properties["value_scaling"] = [
+            ValueScaling.create(
+                ValueScalingType.Z_SCORE, mean=float(mean), stddev=float(std)
+            ).to_dict()
+            for mean, std in zip(statistics.mean, statistics.std, strict=True)
+        ]
+    return described
+
+
+def _describe_output(model: MapModel, tasks: list[TaskType]) -> ModelOutput:
+    spec = model.spec
+    channels = len(spec.legend) or sum(max(1, len(layer.channels)) for layer in spec.extra_layers)
+    return ModelOutput.create(
+        name="probability" if spec.legend else "image",
+        tasks=tasks,
+        result=ResultStructure.create(
+            shape=[-1, channels, -1, -1],
+            dim_order=["batch", "channel", "height", "width"],
+            data_type=DataType.FLOAT32,
+        ),
+        classes=[
+            Classification.create(
+                value=entry.value,
+                name=re.sub(r"[^0-9A-Za-z_-]", "_", entry.name),
+                title=entry.name,
+                color_hint=entry.colour[1:].upper(),
+            )
+            for entry in spec.legend
+        ]
+        or None,
+    )
+
+
+def _list_classes(legend: tuple[ClassEntry, ...]) -> list[str]:
+    return [f"{entry.value} {entry.name}" for entry in legend]
