@@ -15,7 +15,7 @@ from bigmap import grid
 from bigmap.cube import Access, BoolArray, CubeReader, DayMasks, UInt16Array
 from bigmap.errors import LeaseError, ReadError
 from bigmap.grid import ROI, Area, Lattice, area_mask
-from bigmap.inference import CellData, Engine, Timings, Windowing
+from bigmap.inference import CellData, Engine, Timings, Windowing, optimise
 from bigmap.items import ItemRow
 from bigmap.ledger import BlockRecord, BlockState, holds_lease
 from bigmap.models import MapModel, ModelChoice
@@ -68,7 +68,7 @@ class BlockJob:
 
 @lru_cache(maxsize=4)
 def _build_once(choice: ModelChoice) -> MapModel:
-    return choice.build()
+    return optimise(choice.build())
 
 
 def name_block(lattice: Lattice, block: ROI) -> str:

@@ -9,6 +9,7 @@ of a pixel do not depend on the region, the batch or the number of workers.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import threading
 import time
@@ -29,6 +30,7 @@ from bigmap.errors import ModelError
 from bigmap.grid import ROI, Lattice
 from bigmap.models import LayerSpec, MapModel, ModelSpec, build_model
 from bigmap.models.base import CLASS, CONFIDENCE, OBSERVATIONS
+from bigmap.models.layers import fold_norms
 from bigmap.quality import DateRule, choose_dates
 from bigmap.radiometry import DN_OFFSET, DN_SCALE, NODATA
 
@@ -40,6 +42,17 @@ _STORED = {"uint8": torch.uint8, "int16": torch.int16, "uint16": torch.int32}
 
 BLEND_SHARE = 8
 """Neighbouring cores blend over one eighth of a core on each side of their border."""
+
+
+def optimise(model: MapModel) -> MapModel:
+    """Return a copy of a model that computes the same, up to rounding, faster.
+
+    Normalisations are multiplied into the convolutions before them, and channels lie last, which
+    the convolutions of CPUs and GPUs prefer.
+    """
+    faster = copy.deepcopy(model).eval()
+    fold_norms(faster)
+    return faster.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def limit_threads(threads: int) -> None:
@@ -431,7 +444,8 @@ def predict(
         upscale=spec.upscale, shard_px=cell_px * spec.upscale, chunk_px=cell_px * spec.upscale,
         anchor_m=anchor_m,
     )  # fmt: skip
-    engine = Engine(model, lattice, Windowing.for_model(spec, **windowing), spec.default_layers)
+    windows = Windowing.for_model(spec, **windowing)
+    engine = Engine(optimise(model), lattice, windows, spec.default_layers)
     extent = (
         slice(origin[0], origin[0] + cube.sizes["y"]),
         slice(origin[1], origin[1] + cube.sizes["x"]),

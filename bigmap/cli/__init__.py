@@ -13,13 +13,12 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from bigmap import api, simulate
 from bigmap.area import read_area
+from bigmap.cli.models import app as models_app
 from bigmap.config import Recipe, check_lonlat_bbox, load_recipe, parse_recipe
 from bigmap.errors import BigmapError, OutputError, RecipeError
-from bigmap.models import build_model, list_models
 from bigmap.planning import Plan, model_choice, request_scenes
 from bigmap.progress import ProgressReporter, describe_slowest, format_duration
 from bigmap.runner import RunSummary
@@ -34,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(models_app, name="models")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
 SetOption = Annotated[
@@ -115,33 +116,6 @@ def status_command(
         typer.echo(json.dumps(status_dict(status)))
     else:
         show_status(Console(highlight=False, soft_wrap=True), status)
-
-
-@app.command("models", epilog="Example: bigmap models --json")
-def models_command(as_json: JsonOption = False) -> None:
-    """List the models that a recipe can name."""
-    specs = [build_model(name).spec for name in list_models()]
-    if as_json:
-        rows = [
-            {
-                "name": spec.name,
-                "title": spec.title,
-                "kind": spec.kind,
-                "bands": list(spec.bands),
-                "upscale": spec.upscale,
-                "halo_px": spec.halo_px,
-                "layers": [layer.name for layer in spec.layers],
-            }
-            for spec in specs
-        ]
-        typer.echo(json.dumps(rows))
-        return
-    table = Table("name", "kind", "bands", "upscale", "halo", "what it is", box=None)
-    for spec in specs:
-        bands = ", ".join(spec.bands)
-        halo = f"{spec.halo_px} px"
-        table.add_row(spec.name, spec.kind, bands, f"x{spec.upscale}", halo, spec.title)
-    Console(highlight=False).print(table)
 
 
 @app.command(
@@ -349,7 +323,3 @@ def fail(message: str) -> NoReturn:
     line = " ".join(message.split())
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"bigmap: {line}", markup=False)
     sys.exit(USER_ERROR)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import datetime as dt
 import difflib
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -21,12 +20,8 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
-    Strict,
     ValidationError,
     field_validator,
     model_validator,
@@ -34,6 +29,16 @@ from pydantic import (
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
+from bigmap.config.parts import (
+    CREDENTIALS,
+    BandResampling,
+    Metres,
+    Number,
+    Part,
+    Place,
+    Positive,
+    Whole,
+)
 from bigmap.errors import RecipeError
 
 MAX_RECIPE_BYTES = 1_000_000
@@ -42,35 +47,8 @@ PATH_FIELDS = (("area", "file"), ("source", "files"), ("source", "cache"), ("mod
 MAX_SHOWN = 80
 REMOTE_OUTPUTS = ("s3", "gs", "az")
 
-_CREDENTIALS = re.compile(
-    r"://[^/?#]*@|[?&][^=&]*(?:token|key|secret|password|credential|signature|sig)=", re.IGNORECASE
-)
 
-
-def check_place(place: str) -> str:
-    """Refuse a place with a password or a signature, as recipes are stored with every map."""
-    if _CREDENTIALS.search(place):
-        raise ValueError("must not hold credentials or a signature; give them in the environment")
-    if not place.isprintable():
-        raise ValueError(f"{place!r} holds characters that cannot be printed")
-    return place
-
-
-Place = Annotated[str, Field(min_length=1), AfterValidator(check_place)]
-"""A path or a URL."""
-# Strict, because true, or YAML's yes, would pass for 1.
-Whole = Annotated[int, Strict()]
-Number = Annotated[float, Strict()]
-Positive = Annotated[Whole, Field(gt=0, le=65536)]
-Metres = Annotated[Number, Field(ge=-1e8, le=1e8)]
-BandResampling = Literal["bilinear", "cubic", "nearest"]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class AreaConfig(_Part):
+class AreaConfig(Part):
     """What to map: a bounding box or the polygons of a file."""
 
     bbox: tuple[Number, Number, Number, Number] | None = Field(
@@ -105,7 +83,7 @@ def check_lonlat_bbox(bbox: Sequence[float]) -> None:
         raise ValueError(f"bbox {list(bbox)} is empty; give west, south, east, north")
 
 
-class GridConfig(_Part):
+class GridConfig(Part):
     """The input grid and its partition; the lattices start at the origin of the CRS."""
 
     crs: str = Field(description="Projected CRS in metres, for example EPSG:25831.")
@@ -161,7 +139,7 @@ class GridConfig(_Part):
         return self
 
 
-class SclMask(_Part):
+class SclMask(Part):
     """Sen2Cor's scene classification; pixels of the listed classes are clear."""
 
     kind: Literal["scl"] = "scl"
@@ -174,7 +152,7 @@ class SclMask(_Part):
     dilate_px: Whole = Field(0, ge=0, le=64, description="Grow what is not clear, in input pixels.")
 
 
-class BinaryMask(_Part):
+class BinaryMask(Part):
     """A mask band with one value for clear pixels, such as Sentinel Hub's ``clm``."""
 
     kind: Literal["binary"]
@@ -183,7 +161,7 @@ class BinaryMask(_Part):
     dilate_px: Whole = Field(0, ge=0, le=64, description="Grow what is not clear, in input pixels.")
 
 
-class ProbabilityMask(_Part):
+class ProbabilityMask(Part):
     """A cloud probability in percent; pixels up to the limit are clear."""
 
     kind: Literal["probability"]
@@ -192,7 +170,7 @@ class ProbabilityMask(_Part):
     dilate_px: Whole = Field(0, ge=0, le=64, description="Grow what is not clear, in input pixels.")
 
 
-class NoMask(_Part):
+class NoMask(Part):
     """No mask: every pixel with data is clear."""
 
     kind: Literal["none"]
@@ -201,7 +179,7 @@ class NoMask(_Part):
 MaskConfig = Annotated[SclMask | BinaryMask | ProbabilityMask | NoMask, Discriminator("kind")]
 
 
-class AccessConfig(_Part):
+class AccessConfig(Part):
     """How pixels are fetched. Secrets come from the environment, never from here."""
 
     sign: Literal["none", "planetary-computer"] = Field(
@@ -214,7 +192,7 @@ class AccessConfig(_Part):
     retries: Whole = Field(4, ge=0, le=20, description="Further attempts at a request or a read.")
 
 
-class _Source(_Part):
+class _Source(Part):
     start: dt.date = Field(description="First day, included.")
     end: dt.date = Field(description="Last day, included.")
     max_cloud_percent: Number = Field(100.0, ge=0, le=100, description="Limit on eo:cloud_cover.")
@@ -278,7 +256,7 @@ RealSourceConfig = StacApiSource | FilesSource | StaticCatalogSource
 SourceConfig = Annotated[RealSourceConfig | SimulatedSource, Discriminator("kind")]
 
 
-class ReadingConfig(_Part):
+class ReadingConfig(Part):
     """How pixels come onto the grid."""
 
     loader: Literal["stackstac", "odc-stac"] = "stackstac"
@@ -292,14 +270,14 @@ class ReadingConfig(_Part):
     )
 
 
-class DatesConfig(_Part):
+class DatesConfig(Part):
     """Which dates a cell is mapped from: the clearest first."""
 
     max_per_cell: Whole = Field(12, ge=1, le=400)
     min_clear_percent: Number = Field(25.0, ge=0, le=100)
 
 
-class ClassConfig(_Part):
+class ClassConfig(Part):
     """One class of a legend."""
 
     value: Whole = Field(ge=0, le=254, description="Value in the map.")
@@ -307,7 +285,7 @@ class ClassConfig(_Part):
     colour: str = Field("#808080", pattern=r"^#[0-9a-fA-F]{6}$")
 
 
-class ModelConfig(_Part):
+class ModelConfig(Part):
     """The model; its upscale, halo and layers follow from it."""
 
     name: str
@@ -341,7 +319,7 @@ class ModelConfig(_Part):
         return legend
 
 
-class InferenceConfig(_Part):
+class InferenceConfig(Part):
     """How windows go through the model."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -354,7 +332,7 @@ class InferenceConfig(_Part):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-class OutputConfig(_Part):
+class OutputConfig(Part):
     """The map."""
 
     path: Place = Field(description="Folder or s3:// URL that ends in .zarr.")
@@ -382,7 +360,7 @@ class OutputConfig(_Part):
         return value
 
 
-class LocalCluster(_Part):
+class LocalCluster(Part):
     """Worker processes on this machine."""
 
     kind: Literal["local"] = "local"
@@ -398,7 +376,7 @@ class LocalCluster(_Part):
     )
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """One map: area, grid, source, dates, model and output."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -590,7 +568,7 @@ def _explain(error: ValidationError) -> str:
 
 def _contrast(given: Any) -> str:
     """Say what was given, where that is short and no secret."""
-    if not isinstance(given, str | int | float | bool) or _CREDENTIALS.search(str(given)):
+    if not isinstance(given, str | int | float | bool) or CREDENTIALS.search(str(given)):
         return ""
     return f", not {_show(given)}"
 

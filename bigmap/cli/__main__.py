@@ -1,0 +1,5 @@
+"""``python -m bigmap.cli`` is ``bigmap``."""
+
+from bigmap.cli import main
+
+main()
