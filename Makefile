@@ -36,7 +36,7 @@ $(SERVICES_STAMP): tests/services/requirements.txt
 
 run: install  ## map part of Catalonia on simulated scenes and score it; needs no network
 	$(BIN)/bigmap run recipes/catalonia.yaml --source simulated --bbox $(RUN_BBOX) \
-	    --set source.start=2024-03-20 --set source.end=2024-04-25 \
+	    --set source.start=2024-03-20 --set source.end=2024-04-25 --set source.scene_px=366 \
 	    --set grid.cell_px=256 --set grid.block_px=256 --set grid.shard_px=1024 \
 	    --output $(RUN_MAP) --overwrite
 	$(BIN)/python scripts/score_trial.py $(RUN_MAP)

@@ -180,6 +180,7 @@ def prepare_simulated(side_blocks: int, last_day: dt.date) -> Case:
             end=last_day,
             bands=("red", "nir"),
             seed=0,
+            scene_px=366,
         )
         parts = write_scenes(request, WORK / "parts")
         margin_m = MARGIN_PX * gsd_m

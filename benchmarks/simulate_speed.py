@@ -28,6 +28,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="20 km x 20 km, 6 dates, 2 bands")
+    parser.add_argument("--scene-px", type=int, default=1098, help="side of files, 366 or 1098")
     options = parser.parse_args()
     side_m, days, bands = (
         (20_000, 14, ("red", "nir")) if options.small else (10_000, 59, tuple(MSI))
@@ -40,6 +41,7 @@ def main() -> None:
         dt.date(2024, 5, 1) + dt.timedelta(days=days),
         bands,
         seed=1,
+        scene_px=options.scene_px,
     )
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
@@ -52,7 +54,8 @@ def main() -> None:
         size = sum(file.stat().st_size for file in Path(folder).rglob("*.tif"))
     result = {
         "area_km2": side_m**2 / 1e6,
-        "written_km2": len(list_request_parts(request)) * 3.66**2,
+        "scene_px": request.scene_px,
+        "written_km2": len(list_request_parts(request)) * (request.scene_px / 100) ** 2,
         "dates": len({item["properties"]["datetime"][:10] for item in features}),
         "items": len(features),
         "bands": len(bands),

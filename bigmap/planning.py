@@ -414,6 +414,8 @@ def _request_scenes(
     recipe: Recipe, lattice: Lattice, model: MapModel, area: Area
 ) -> simulate.SceneRequest:
     source = recipe.source
+    default = SimulatedSource(kind="simulated", start=source.start, end=source.end)
+    simulated = source if isinstance(source, SimulatedSource) else default
     windowing = Windowing.for_model(model.spec, **recipe.inference.model_dump())
     # Cells choose their dates as wholes, and blending sees the cells around them too.
     context_px = windowing.halo_px(model.spec, lattice)
@@ -425,7 +427,8 @@ def _request_scenes(
         start=source.start,
         end=source.end,
         bands=model.spec.bands,
-        seed=source.seed if isinstance(source, SimulatedSource) else 0,
+        seed=simulated.seed,
+        scene_px=simulated.scene_px,
     )
 
 
@@ -439,7 +442,7 @@ def _write_simulated(
     request = _request_scenes(recipe, lattice, model, area)
     limit = int(source.cache_gb * 1e9)
     items = simulate.write_scenes(request, simulated_cache(source), max_bytes=limit)
-    common = source.model_dump(exclude={"kind", "seed", "cache", "cache_gb"})
+    common = source.model_dump(exclude={"kind", "seed", "scene_px", "cache", "cache_gb"})
     return FilesSource(kind="files", files=(str(items),), **common)
 
 

@@ -240,6 +240,11 @@ class SimulatedSource(_Source):
 
     kind: Literal["simulated"]
     seed: Whole = Field(0, ge=0)
+    scene_px: Literal[366, 1098] = Field(
+        1098,
+        description="Side of a scene's files, in pixels of 10 m; it changes no pixel. 366 writes "
+        "less beyond a small area, 1098 makes COGs with tiles of 1024 px and overviews.",
+    )
     cache: Place | None = Field(
         None, description="Folder of the scenes; by default in the user's cache folder."
     )

@@ -10,11 +10,14 @@ from bigmap.simulate.files import trim_cache
 from bigmap.simulate.flavours import FLAVOURS
 from bigmap.simulate.images import render_reflectance, render_second_sensor
 from bigmap.simulate.scenes import (
+    Renderer,
     SceneRequest,
+    SceneTask,
     list_request_parts,
-    write_items,
-    write_part,
+    render_here,
+    split_tasks,
     write_scenes,
+    write_task,
 )
 from bigmap.simulate.server import serve_folder
 from bigmap.simulate.truth import LAYERS, render_truth
@@ -24,19 +27,22 @@ from bigmap.simulate.world import World, write_world
 __all__ = [
     "FLAVOURS",
     "LAYERS",
+    "Renderer",
     "SceneRequest",
+    "SceneTask",
     "World",
     "list_request_parts",
+    "render_here",
     "render_reflectance",
     "render_second_sensor",
     "render_truth",
     "serve_folder",
+    "split_tasks",
     "trim_cache",
     "write_geoparquet",
-    "write_items",
-    "write_part",
     "write_scenes",
     "write_static_catalog",
+    "write_task",
     "write_true_image",
     "write_truth",
     "write_truth_polygons",

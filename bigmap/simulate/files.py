@@ -71,6 +71,31 @@ def write_cog(
     replace_through(file, write)
 
 
+def write_jp2(
+    file: Path, values: npt.NDArray[np.generic], transform: Affine, crs: str | int
+) -> None:
+    """Write one band as lossless JPEG 2000, without a nodata tag as ESA's own files.
+
+    Parameters
+    ----------
+    values
+        (y, x), uint8 or uint16.
+    """
+    height, width = values.shape
+    options = {
+        "driver": "JP2OpenJPEG", "count": 1, "dtype": values.dtype.name,
+        "height": height, "width": width, "crs": crs, "transform": transform,
+        "blockxsize": min(COG_TILE_PX, width), "blockysize": min(COG_TILE_PX, height),
+        "quality": 100, "reversible": "yes", "ycbcr420": "no",
+    }  # fmt: skip
+
+    def write(temporary: Path) -> None:
+        with rasterio.open(temporary, "w", **options) as target:
+            target.write(values, 1)
+
+    replace_through(file, write)
+
+
 def mark_used(file: Path) -> None:
     """Note that a file is in use, at most once in an hour."""
     now = time.time()

@@ -10,7 +10,7 @@ import shapely
 from pyproj import Transformer
 
 from bigmap.simulate.acquisitions import Datatake
-from bigmap.simulate.flavours import OFFSET_START, baseline_of
+from bigmap.simulate.flavours import OFFSET_START, baseline_of, name_file, native_gsd_m
 from bigmap.simulate.sensor import MSI
 from bigmap.simulate.tiles import Part
 
@@ -117,14 +117,9 @@ def describe_item(
     }
 
 
-def name_file(asset: str) -> str:
-    """Return the file name of an asset, for example ``B04.tif``."""
-    return "SCL.tif" if asset == "scl" else f"{MSI[asset].code}.tif"
-
-
 def _describe_asset(part: Part, name: str, *, offset: float) -> dict[str, Any]:
     left, bottom, _, top = part.bounds
-    gsd = 20 if name == "scl" else MSI[name].gsd_m
+    gsd = native_gsd_m(name)
     size = round((top - bottom) / gsd)
     asset: dict[str, Any] = {"href": name_file(name), "type": _COG, "roles": ["data"]}
     if name == "scl":

@@ -2,13 +2,15 @@
 
 Threads gain little here, as much of the work holds the interpreter. ``multiprocessing`` would
 import the caller's main module again, and so run a script without a guard once more in every
-process; these processes know nothing of their caller. They take lines of JSON and answer each.
+process; these processes know nothing of their caller. They take pickled tasks and answer each
+with a line of JSON.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Any
+from typing import IO
 
 import bigmap.errors
 from bigmap.errors import RunError
@@ -50,15 +52,15 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-def run_tasks(setup: dict[str, Any], tasks: Sequence[Any], *, processes: int) -> None:
+def run_tasks(setup: object, tasks: Sequence[object], *, processes: int) -> None:
     """Let processes do tasks, each the next one when it has finished its last.
 
     Parameters
     ----------
     setup
-        What all tasks have in common, as JSON holds it; see :mod:`bigmap.simulate.worker`.
+        What all tasks have in common; see :mod:`bigmap.simulate.worker`.
     tasks
-        As JSON holds them.
+        What :mod:`bigmap.simulate.worker` takes.
     processes
         How many processes to start, each of one thread.
 
@@ -67,57 +69,77 @@ def run_tasks(setup: dict[str, Any], tasks: Sequence[Any], *, processes: int) ->
     BigmapError
         The first that a task has raised; the rest is given up, and no process stays behind.
     """
-    with _start_processes(setup, processes) as started, ThreadPoolExecutor(processes) as pool:
-        idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
-        for process in started:
-            idle.put(process)
-
-        def run(task: object) -> None:
-            process = idle.get()
-            try:
-                _ask(process, task)
-            finally:
-                idle.put(process)
-
-        futures = [pool.submit(run, task) for task in tasks]
+    with start_pool(setup, processes) as pool, ThreadPoolExecutor(processes) as threads:
+        futures = [threads.submit(pool.do, task) for task in tasks]
         try:
             for future in futures:
                 future.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            _end(started)  # a thread waits for each of them
+            threads.shutdown(wait=False, cancel_futures=True)
+            pool.stop()  # a thread waits for each process
             raise
 
 
+class Pool:
+    """Processes that wait for tasks."""
+
+    def __init__(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+        self._processes = processes
+        self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
+        for process in processes:
+            self._idle.put(process)
+
+    def do(self, task: object) -> None:
+        """Let the first process that is idle do a task; any thread may call this.
+
+        Raises
+        ------
+        BigmapError
+            What the task has raised, or that the process has ended.
+        """
+        process = self._idle.get()
+        try:
+            _ask(process, task)
+        finally:
+            self._idle.put(process)
+
+    def stop(self) -> None:
+        """Ask the processes to end; they remove what they have half written."""
+        for process in self._processes:
+            process.terminate()
+
+
 @contextmanager
-def _start_processes(setup: dict[str, Any], count: int) -> Iterator[list[subprocess.Popen[str]]]:
-    package = Path(bigmap.errors.__file__).parent
-    # -P: modules in the current folder must not stand in for those of the library.
-    folders = [str(package), str(package / "simulate")]
-    command = [sys.executable, "-P", "-c", _PROGRAM, *folders]
-    started: list[subprocess.Popen[str]] = []
+def start_pool(setup: object, processes: int) -> Iterator[Pool]:
+    """Start processes and end them; for arguments see :func:`run_tasks`."""
+    started: list[subprocess.Popen[bytes]] = []
     try:
-        for _ in range(count):
-            process = subprocess.Popen(  # noqa: S603 - a program of our own
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=os.environ | _ENVIRONMENT,
-            )
+        for _ in range(processes):
+            process = _start_process()
             started.append(process)
-            _write_line(process.stdin, setup)
-        yield started
+            _send(process.stdin, setup)
+        yield Pool(started)
     finally:
-        _end(started)
+        Pool(started).stop()
         for process in started:
             process.communicate()
 
 
-def _ask(process: subprocess.Popen[str], task: object) -> None:
+def _start_process() -> subprocess.Popen[bytes]:
+    package = Path(bigmap.errors.__file__).parent
+    # -P: modules in the current folder must not stand in for those of the library.
+    return subprocess.Popen(  # noqa: S603 - a program of our own
+        [sys.executable, "-P", "-c", _PROGRAM, str(package), str(package / "simulate")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | _ENVIRONMENT,
+    )
+
+
+def _ask(process: subprocess.Popen[bytes], task: object) -> None:
     """Let a process do a task; raise here what it raised there."""
-    _write_line(process.stdin, task)
-    answer = process.stdout.readline() if process.stdout else ""
+    _send(process.stdin, task)
+    answer = process.stdout.readline() if process.stdout else b""
     if not answer:
         raise RunError(
             f"a process that simulates scenes ended with code {process.wait()}, perhaps for lack "
@@ -128,16 +150,10 @@ def _ask(process: subprocess.Popen[str], task: object) -> None:
         raise getattr(bigmap.errors, error["kind"])(error["message"])
 
 
-def _write_line(stream: IO[str] | None, content: object) -> None:
+def _send(stream: IO[bytes] | None, content: object) -> None:
     assert stream is not None
     try:
-        stream.write(json.dumps(content) + "\n")
+        stream.write(pickle.dumps(content))
         stream.flush()
     except BrokenPipeError:
         return  # it has ended, which the missing answer tells
-
-
-def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
-    """Ask processes to end; they remove what they have half written."""
-    for process in processes:
-        process.terminate()

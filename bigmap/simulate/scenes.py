@@ -12,49 +12,46 @@ import datetime as dt
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import rasterio
-import shapely
-from affine import Affine
 
 from bigmap.errors import OutputError, PlanError
-from bigmap.simulate.acquisitions import Datatake, list_datatakes
-from bigmap.simulate.files import mark_used, replace_file, trim_cache, write_cog
-from bigmap.simulate.flavours import FLAVOURS, has_offset, restyle_item
-from bigmap.simulate.items import describe_item, name_file, name_item
-from bigmap.simulate.landscape import Landscape, build_landscape
-from bigmap.simulate.observation import MARGIN_M, Observation, start_observation
-from bigmap.simulate.patch import NODE_M, Patch
+from bigmap.simulate.acquisitions import Datatake
+from bigmap.simulate.files import COG_TILE_PX, mark_used, replace_file, trim_cache
+from bigmap.simulate.flavours import (
+    FLAVOURS,
+    SceneFile,
+    has_offset,
+    list_scene_files,
+    native_gsd_m,
+    restyle_item,
+)
+from bigmap.simulate.items import name_item
 from bigmap.simulate.pool import count_cores, run_tasks
+from bigmap.simulate.rendering import SceneJob, list_datatakes_of, render_scenes
 from bigmap.simulate.sensor import MSI
-from bigmap.simulate.tiles import PART_M, Part, list_parts
+from bigmap.simulate.tiles import SCENE_SIDES_PX, Part, list_parts
 
 VERSION = 5
 """Of the world: part of every path, so that a changed world never mixes with an older one."""
 
-SCL_FIELDS = {
-    "nodata_pixel": 0, "saturated_defective_pixel": 1, "dark_features": 2, "cloud_shadow": 3,
-    "vegetation": 4, "not_vegetated": 5, "water": 6, "unclassified": 7,
-    "medium_proba_clouds": 8, "high_proba_clouds": 9, "thin_cirrus": 10, "snow_ice": 11,
-}  # fmt: skip
-
-
 MOST_PROCESSES = 8
 """Each needs 0.5 to 0.9 GB."""
-SCENES_PER_PROCESS = 8
-"""At least; fewer are written sooner than a process has started."""
+PIECES_PER_PROCESS = 8
+"""At least, of 366 px and one datatake each; fewer are written sooner than a process starts."""
+_IMAGE_BYTES = 100e6
+"""Of the scenes that a process has in hand."""
 _BYTES_PER_PIXEL = 1.7
-"""Of a compressed band, at most (measured: 1.45)."""
-_BYTES_PER_SCENE = 40_000
-"""Of the scene classification and the item."""
+"""Of a compressed band without overviews, at most (measured: 1.45)."""
+_OVERVIEW_SHARE = 0.25
+_BYTES_PER_SCL_PIXEL = 1.0
+_BYTES_PER_ITEM = 7_000
 
 LOG = logging.getLogger(__name__)
 
@@ -77,9 +74,52 @@ class SceneRequest:
     """Seed of the world, 0 or more."""
     flavour: str = "earth-search"
     """Catalogue whose ways the items follow, of :data:`bigmap.simulate.flavours.FLAVOURS`."""
+    scene_px: int = 1098
+    """Side of a scene's files in pixels of 10 m, of :data:`bigmap.simulate.tiles.SCENE_SIDES_PX`.
+
+    It changes no pixel. Files of 366 px suit small areas: fewer pixels outside are written.
+    """
 
 
-def write_scenes(request: SceneRequest, cache: Path, *, max_bytes: int | None = None) -> Path:
+@dataclass(frozen=True)
+class SceneTask:
+    """What one process renders at a time: some scenes of one part of a tile."""
+
+    part: Part
+    datatakes: tuple[Datatake, ...]
+
+
+Renderer = Callable[[SceneRequest, Sequence[SceneTask], Path], None]
+"""Does tasks, in any order and in whatever processes."""
+
+
+def render_here(request: SceneRequest, tasks: Sequence[SceneTask], cache: Path) -> None:
+    """Do tasks on all cores of this machine where there is work for more than one.
+
+    Raises
+    ------
+    OutputError
+        If the cache cannot be written.
+    RunError
+        If a process ends, for example for lack of memory.
+    """
+    pieces = sum(len(task.datatakes) for task in tasks) * (request.scene_px // 366) ** 2
+    processes = min(MOST_PROCESSES, count_cores(), pieces // PIECES_PER_PROCESS)
+    tasks = split_tasks(tasks, processes)
+    if min(processes, len(tasks)) > 1:
+        run_tasks((request, cache), tasks, processes=min(processes, len(tasks)))
+        return
+    for task in tasks:
+        write_task(request, task, cache)
+
+
+def write_scenes(
+    request: SceneRequest,
+    cache: Path,
+    *,
+    max_bytes: int | None = None,
+    render: Renderer = render_here,
+) -> Path:
     """Write the scenes of a request that the cache lacks, and the list of its items.
 
     Parameters
@@ -89,6 +129,8 @@ def write_scenes(request: SceneRequest, cache: Path, *, max_bytes: int | None = 
     max_bytes
         Limit of the cache: scenes that were not used for the longest time are removed, except
         those of this request and those used in the last hours.
+    render
+        Does the work; by default processes of this machine.
 
     Returns
     -------
@@ -107,10 +149,13 @@ def write_scenes(request: SceneRequest, cache: Path, *, max_bytes: int | None = 
     parts = list_request_parts(request)
     if max_bytes is not None:
         _check_size(request, parts, max_bytes)
-    _render_missing(request, parts, cache)
     with explain_failures(cache):
-        written = [write_part(request, part, cache) for part in parts]
-        file = write_items(request, cache, [item for items in written for item in items])
+        tasks = list_tasks(request, parts, cache)
+    if tasks:
+        LOG.info("simulating %d scenes into %s", sum(len(task.datatakes) for task in tasks), cache)
+        render(request, tasks, cache)
+    with explain_failures(cache):
+        file = write_items(request, cache, _load_items(request, parts, cache))
         if max_bytes is not None:
             keep = {cache / folder for part in parts for _, folder in _plan_part(request, part)}
             trim_cache(cache, max_bytes=max_bytes, keep=keep)
@@ -127,7 +172,7 @@ def explain_failures(cache: Path) -> Iterator[None]:
 
 
 def list_request_parts(request: SceneRequest) -> list[Part]:
-    """Check a request and list the parts of tiles that it needs; see :func:`write_part`.
+    """Check a request and list the parts of tiles that it needs.
 
     Raises
     ------
@@ -143,28 +188,56 @@ def list_request_parts(request: SceneRequest) -> list[Part]:
         raise PlanError(f"end {request.end} is before start {request.start}")
     if request.seed < 0:
         raise PlanError(f"seed {request.seed} is negative; give 0 or more")
-    return list_parts(request.crs, request.bounds)
+    if request.scene_px not in SCENE_SIDES_PX:
+        raise PlanError(f"scene_px {request.scene_px} is not one of {SCENE_SIDES_PX}")
+    return list_parts(request.crs, request.bounds, side_px=request.scene_px)
 
 
-def write_part(request: SceneRequest, part: Part, cache: Path) -> list[dict[str, Any]]:
-    """Write what is missing of one part: the unit of work for a pool or a cluster.
+def list_tasks(request: SceneRequest, parts: Sequence[Part], cache: Path) -> list[SceneTask]:
+    """List what the cache lacks, in tasks whose images fit into the memory of a process.
 
-    Returns
-    -------
-    list of dict
-        The part's items in the order of time, for :func:`write_items`.
+    What is there already counts as used from now on, so that no other process removes it.
     """
-    landscape: Landscape | None = None
-    items = []
-    for datatake, folder in _plan_part(request, part):
-        names = _name_files(request, datatake)
-        if _is_missing(cache / folder, names):
-            if landscape is None:
-                landscape = build_landscape(request.seed, _patch_of(part).grow(MARGIN_M))
-            observation = start_observation(datatake, landscape)
-            _write_observation(observation, part, cache / folder, names)
-        items.append(_load_item(cache, folder, names, request.flavour))
-    return items
+    side_px = request.scene_px
+    pixels = sum((10 * side_px // native_gsd_m(band)) ** 2 for band in (*request.bands, "scl"))
+    most = max(1, int(_IMAGE_BYTES / (2 * pixels)))
+    tasks = []
+    for part in parts:
+        missing = []
+        for datatake, folder in _plan_part(request, part):
+            if _list_missing(request, datatake, cache / folder) is not None:
+                missing.append(datatake)
+            if (cache / folder / "item.json").exists():
+                mark_used(cache / folder / "item.json")
+        tasks += [SceneTask(part, chunk) for chunk in _cut(missing, most)]
+    return tasks
+
+
+def split_tasks(tasks: Sequence[SceneTask], count: int) -> list[SceneTask]:
+    """Split tasks until none holds more than its share of the scenes for ``count`` workers."""
+    scenes = sum(len(task.datatakes) for task in tasks)
+    most = math.ceil(scenes / max(1, count))
+    return [SceneTask(task.part, chunk) for task in tasks for chunk in _cut(task.datatakes, most)]
+
+
+def write_task(request: SceneRequest, task: SceneTask, cache: Path) -> None:
+    """Write what is missing of some scenes: the unit of work for a pool or a cluster.
+
+    Raises
+    ------
+    OutputError
+        If the cache cannot be written.
+    """
+    jobs = []
+    with explain_failures(cache):
+        for datatake in task.datatakes:
+            folder = cache / _place(request, task.part, datatake)
+            files = _list_missing(request, datatake, folder)
+            if files is not None:
+                is_shifted = has_offset(request.flavour, datatake.node.date())
+                shift = 1000 if is_shifted else 0
+                jobs.append(SceneJob(task.part, datatake, folder, tuple(files), shift))
+        render_scenes(request.seed, task.part, jobs)
 
 
 def write_items(request: SceneRequest, cache: Path, items: list[dict[str, Any]]) -> Path:
@@ -189,48 +262,34 @@ def write_items(request: SceneRequest, cache: Path, items: list[dict[str, Any]])
     return file
 
 
-def _render_missing(request: SceneRequest, parts: list[Part], cache: Path) -> None:
-    """Write what the cache lacks, on all cores where there is work for more than one."""
-    missing = {
-        number: count
-        for number, part in enumerate(parts)
-        if (count := _count_missing(request, part, cache))
-    }
-    scenes = sum(missing.values())
-    if scenes:
-        LOG.info("simulating %d scenes into %s", scenes, cache)
-    processes = min(MOST_PROCESSES, count_cores(), len(missing), scenes // SCENES_PER_PROCESS)
-    if processes > 1:
-        setup = {
-            "request": asdict(request)
-            | {"start": request.start.isoformat(), "end": request.end.isoformat()},
-            "cache": str(cache),
-        }
-        run_tasks(setup, list(missing), processes=processes)
+def _load_items(request: SceneRequest, parts: Sequence[Part], cache: Path) -> list[dict[str, Any]]:
+    """Load the items of all parts, in the way of the request's flavour."""
+    items = []
+    for part in parts:
+        for datatake, folder in _plan_part(request, part):
+            files = _list_files(request, datatake)
+            hrefs = {file: f"../{(folder / file.path).as_posix()}" for file in files}
+            item = json.loads((cache / folder / "item.json").read_text())
+            items.append(restyle_item(item, request.flavour, hrefs))
+    return items
 
 
-def _count_missing(request: SceneRequest, part: Part, cache: Path) -> int:
-    return sum(
-        _is_missing(cache / folder, _name_files(request, datatake))
-        for datatake, folder in _plan_part(request, part)
-    )
+def _list_files(request: SceneRequest, datatake: Datatake) -> list[SceneFile]:
+    return list_scene_files(request.bands, request.flavour, datatake.node.date())
 
 
-def _is_missing(folder: Path, names: Mapping[str, str]) -> bool:
-    return not all((folder / name).exists() for name in (*names.values(), "item.json"))
-
-
-def _name_files(request: SceneRequest, datatake: Datatake) -> dict[str, str]:
-    """Return the file of each asset, relative to the folder of its scene."""
-    assets = (*dict.fromkeys(request.bands), "scl")
-    return {asset: _name_file(asset, request.flavour, datatake) for asset in assets}
+def _list_missing(
+    request: SceneRequest, datatake: Datatake, folder: Path
+) -> list[SceneFile] | None:
+    """List the files that a scene lacks, which may be its item alone; None where it is whole."""
+    files = [f for f in _list_files(request, datatake) if not (folder / f.path).exists()]
+    return files if files or not (folder / "item.json").exists() else None
 
 
 def _check_size(request: SceneRequest, parts: list[Part], max_bytes: int) -> None:
     """Refuse a request whose scenes would not fit into the cache, before any is written."""
     scenes = sum(len(_plan_part(request, part)) for part in parts)
-    pixels = sum((PART_M // MSI[band].gsd_m) ** 2 for band in request.bands)
-    needed = scenes * (pixels * _BYTES_PER_PIXEL + _BYTES_PER_SCENE)
+    needed = scenes * (_BYTES_PER_ITEM + sum(_estimate_bytes(request)))
     if needed > max_bytes:
         raise PlanError(
             f"the simulated scenes need about {needed / 1e9:.1f} GB and the cache may hold "
@@ -238,120 +297,25 @@ def _check_size(request: SceneRequest, parts: list[Part], max_bytes: int) -> Non
         )
 
 
+def _estimate_bytes(request: SceneRequest) -> Iterator[float]:
+    """Estimate the size of each file of a scene."""
+    for file in list_scene_files(request.bands, request.flavour, request.start):
+        side = 10 * request.scene_px // file.gsd_m
+        share = _OVERVIEW_SHARE if side > COG_TILE_PX else 0
+        per_pixel = _BYTES_PER_SCL_PIXEL if file.band == "scl" else _BYTES_PER_PIXEL
+        yield side**2 * per_pixel * (1 + share)
+
+
 def _plan_part(request: SceneRequest, part: Part) -> list[tuple[Datatake, Path]]:
     """List a part's datatakes and the folders of their files, relative to the cache."""
-    datatakes = _list_datatakes_of(part, request.seed, request.start, request.end)
-    root = Path(f"world-{VERSION}", f"seed-{request.seed}", part.tile.name)
-    place = root / f"{part.row:02d}{part.column:02d}"
-    return [(datatake, place / name_item(part, datatake)) for datatake in datatakes]
+    datatakes = list_datatakes_of(part, request.seed, request.start, request.end)
+    return [(datatake, _place(request, part, datatake)) for datatake in datatakes]
 
 
-@lru_cache(maxsize=4096)
-def _list_datatakes_of(part: Part, seed: int, start: dt.date, end: dt.date) -> tuple[Datatake, ...]:
-    # Swath edges are nearly straight, so the corners of a part stand for all of it.
-    ends = PART_M // NODE_M
-    longitude, latitude = (nodes[::ends, ::ends] for nodes in _patch_of(part).lonlat)
-    return tuple(list_datatakes(seed, longitude, latitude, start, end))
+def _place(request: SceneRequest, part: Part, datatake: Datatake) -> Path:
+    root = Path(f"world-{VERSION}", f"seed-{request.seed}", part.tile.name, part.place)
+    return root / name_item(part, datatake)
 
 
-def _patch_of(part: Part) -> Patch:
-    left, _, _, top = part.bounds
-    side = PART_M // NODE_M
-    return Patch(f"EPSG:{part.tile.epsg}", int(left), int(top), side, side)
-
-
-def _name_file(asset: str, flavour: str, datatake: Datatake) -> str:
-    """Return the file of an asset: that with the offset in it, where the flavour has one."""
-    name = name_file(asset)
-    is_shifted = asset != "scl" and has_offset(flavour, datatake.node.date())
-    return f"offset/{name}" if is_shifted else name
-
-
-def _write_observation(
-    observation: Observation, part: Part, folder: Path, names: Mapping[str, str]
-) -> None:
-    epsg = part.tile.epsg
-    scl: npt.NDArray[np.uint8] | None = None
-    for asset, name in names.items():
-        file = folder / name
-        if file.exists():
-            continue
-        if asset == "scl":
-            scl = observation.classify()
-            write_cog(file, scl, _transform(part, 20), epsg)
-        else:
-            shift = 1000 if name.startswith("offset/") else 0
-            numbers = quantise(observation.observe_band(asset), shift=shift)
-            write_cog(file, numbers, _transform(part, MSI[asset].gsd_m), epsg)
-    if not (folder / "item.json").exists():
-        scl = observation.classify() if scl is None else scl
-        item = describe_item(
-            part,
-            observation.datatake,
-            sun=_mean_sun(observation),
-            percentages=_count(scl),
-            footprint=_outline(part, scl),
-        )
-        replace_file(folder / "item.json", json.dumps(item).encode())
-
-
-def quantise(reflectance: npt.NDArray[np.float32], *, shift: int = 0) -> npt.NDArray[np.uint16]:
-    """Turn reflectance into digital numbers, 1 to 65535; 0 where it is NaN.
-
-    Parameters
-    ----------
-    shift
-        Added to 10,000 x reflectance: 0, or 1,000 for files of baseline 04.00 and later.
-    """
-    numbers = np.clip(np.rint(reflectance * 10_000) + shift, 1, 65_535)
-    return np.asarray(np.nan_to_num(numbers, nan=0).astype(np.uint16))
-
-
-def _mean_sun(observation: Observation) -> tuple[float, float]:
-    azimuth, elevation = (float(angle.mean()) for angle in observation.sun)
-    return azimuth, elevation
-
-
-def _count(scl: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """Return the share of each class: of all pixels for nodata, of valid ones else."""
-    counts = np.bincount(scl.ravel(), minlength=12)
-    valid = max(1, int(counts[1:].sum()))
-    return {
-        name: round(100 * float(counts[code]) / (scl.size if code == 0 else valid), 6)
-        for name, code in SCL_FIELDS.items()
-    }
-
-
-def _outline(part: Part, scl: npt.NDArray[np.uint8]) -> list[tuple[float, float]]:
-    """Return the convex hull of the valid pixels as a ring in the part's CRS."""
-    valid = scl != 0
-    rows = np.flatnonzero(valid.any(axis=1))
-    # Only the ends of rows can be corners of a hull.
-    columns = np.concatenate(
-        [valid.argmax(axis=1)[rows], scl.shape[1] - 1 - valid[:, ::-1].argmax(axis=1)[rows]]
-    )
-    rows = np.tile(rows, 2)
-    if not len(rows):
-        rows, columns = np.array([0, 0, scl.shape[0] - 1]), np.array([0, scl.shape[1] - 1, 0])
-    corners = np.concatenate(
-        [np.column_stack([columns + right, rows + down]) for right in (0, 1) for down in (0, 1)]
-    )
-    left, _, _, top = part.bounds
-    hull = shapely.convex_hull(shapely.MultiPoint(corners))
-    return [(left + 20 * x, top - 20 * y) for x, y in shapely.get_coordinates(hull)]
-
-
-def _transform(part: Part, gsd_m: int) -> Affine:
-    left, _, _, top = part.bounds
-    return Affine(gsd_m, 0, left, 0, -gsd_m, top)
-
-
-def _load_item(cache: Path, folder: Path, names: Mapping[str, str], flavour: str) -> dict[str, Any]:
-    file = cache / folder / "item.json"
-    item: dict[str, Any] = json.loads(file.read_text())
-    mark_used(file)
-    item["assets"] = {
-        asset: item["assets"][asset] | {"href": f"../{(folder / name).as_posix()}"}
-        for asset, name in names.items()
-    }
-    return restyle_item(item, flavour)
+def _cut(datatakes: Sequence[Datatake], most: int) -> list[tuple[Datatake, ...]]:
+    return [tuple(datatakes[at : at + most]) for at in range(0, len(datatakes), max(1, most))]

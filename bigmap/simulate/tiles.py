@@ -6,9 +6,10 @@ A tile is 10980 px of 10 m wide (109.8 km) and starts at the upper left corner o
 where its square touches the zone, so both zones cover the ground along their border.
 
 A whole tile is far too big to write for a small area. It is therefore cut, from its own corner,
-into 30 x 30 parts of 366 px (3.66 km), and only the parts that a request touches are written:
-one STAC item for each part and datatake. The part does not depend on the request, so neither
-does its file.
+into 10 x 10 parts of 1098 px (10.98 km) or, for small trials, 30 x 30 parts of 366 px (3.66 km),
+and only the parts that a request touches are written: one STAC item for each part and datatake.
+The part does not depend on the request, so neither does its file. All parts are rendered in
+pieces of 366 px, so a pixel does not depend on the size of its part either.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from bigmap.errors import PlanError
 Bounds = tuple[float, float, float, float]
 
 TILE_PX = 10980
-PART_PX = 366
-PART_M = 10 * PART_PX
-PARTS = TILE_PX // PART_PX
+PIECE_PX = 366
+"""Side of what is rendered at once: a process needs 0.5 to 0.9 GB for it."""
+PIECE_M = 10 * PIECE_PX
+SCENE_SIDES_PX = (PIECE_PX, 3 * PIECE_PX)
+"""Sides of parts, in pixels of 10 m: of one piece, or of 3 x 3 pieces."""
 _SQUARE_M = 100_000
 _COLUMN_LETTERS = ("STUVWXYZ", "ABCDEFGH", "JKLMNPQR")
 _ROW_LETTERS = "ABCDEFGHJKLMNPQRSTUV"
@@ -76,28 +79,47 @@ class Tile:
 
 @dataclass(frozen=True)
 class Part:
-    """One of the 30 x 30 parts of a tile."""
+    """One of the parts into which a tile is cut."""
 
     tile: Tile
     row: int
-    """From the top, 0 to 29."""
+    """From the top."""
     column: int
-    """From the left, 0 to 29."""
+    """From the left."""
+    side_px: int
+    """In pixels of 10 m, of :data:`SCENE_SIDES_PX`."""
 
     @property
     def bounds(self) -> Bounds:
         """Left, bottom, right, top in metres of the tile's CRS."""
+        side_m = 10 * self.side_px
         left, top = self.tile.corner
-        left, top = left + self.column * PART_M, top - self.row * PART_M
-        return left, top - PART_M, left + PART_M, top
+        left, top = left + self.column * side_m, top - self.row * side_m
+        return left, top - side_m, left + side_m, top
+
+    @property
+    def place(self) -> str:
+        """Row and column, of two digits each for the small parts and one each for the large."""
+        digits = 2 if self.side_px == PIECE_PX else 1
+        return f"{self.row:0{digits}d}{self.column:0{digits}d}"
 
     @property
     def name(self) -> str:
-        """Name of the tile and place of the part in it, for example ``31TDG-0412``."""
-        return f"{self.tile.name}-{self.row:02d}{self.column:02d}"
+        """Name of the tile and place of the part in it: ``31TDG-0412``, or ``31TDG-14``."""
+        return f"{self.tile.name}-{self.place}"
+
+    @property
+    def pieces(self) -> list[Part]:
+        """The parts of 366 px inside, row by row; of one of these, itself."""
+        count = self.side_px // PIECE_PX
+        return [
+            Part(self.tile, count * self.row + row, count * self.column + column, PIECE_PX)
+            for row in range(count)
+            for column in range(count)
+        ]
 
 
-def list_parts(crs: str, bounds: Bounds) -> list[Part]:
+def list_parts(crs: str, bounds: Bounds, *, side_px: int) -> list[Part]:
     """List the parts of all tiles that touch a box, sorted by name.
 
     Parameters
@@ -106,6 +128,8 @@ def list_parts(crs: str, bounds: Bounds) -> list[Part]:
         Projected CRS of ``bounds``.
     bounds
         Left, bottom, right, top in metres.
+    side_px
+        Side of the parts, of :data:`SCENE_SIDES_PX`.
 
     Raises
     ------
@@ -118,7 +142,7 @@ def list_parts(crs: str, bounds: Bounds) -> list[Part]:
     # A square may reach 100 km, and its tile 10 km more, beyond the border of its zone.
     for zone in range(first - 1, last + 2):
         for south in {latitude < 0 for latitude in latitudes}:
-            parts.extend(_list_parts_of_zone(crs, area, zone % 60 + 1, south))
+            parts.extend(_list_parts_of_zone(crs, area, zone % 60 + 1, south, side_px))
     return sorted(set(parts), key=lambda part: part.name)
 
 
@@ -140,7 +164,9 @@ def _outline(crs: str, bounds: Bounds) -> tuple[BaseGeometry, list[float], list[
     return area, [float(value) for value in lon], [float(value) for value in lat]
 
 
-def _list_parts_of_zone(crs: str, area: BaseGeometry, zone: int, south: bool) -> list[Part]:
+def _list_parts_of_zone(
+    crs: str, area: BaseGeometry, zone: int, south: bool, side_px: int
+) -> list[Part]:
     epsg = (32700 if south else 32600) + zone
     to_zone = Transformer.from_crs(crs, epsg, always_xy=True)
     x, y = to_zone.transform(*shapely.get_coordinates(area).T)
@@ -156,7 +182,7 @@ def _list_parts_of_zone(crs: str, area: BaseGeometry, zone: int, south: bool) ->
         for row in range(int(bottom // _SQUARE_M) - 1, int((top + tile_m) // _SQUARE_M) + 1):
             tile = Tile(zone, south, column, row)
             if _touches_zone(tile):
-                parts.extend(_cut(tile, local))
+                parts.extend(_cut(tile, local, side_px))
     return parts
 
 
@@ -170,18 +196,19 @@ def _touches_zone(tile: Tile) -> bool:
     return bool(hemisphere and offset.min() < 3 and offset.max() > -3)
 
 
-def _cut(tile: Tile, area: BaseGeometry) -> list[Part]:
+def _cut(tile: Tile, area: BaseGeometry, side_px: int) -> list[Part]:
     corner_x, corner_y = tile.corner
     left, bottom, right, top = area.bounds
+    side_m, count = 10 * side_px, TILE_PX // side_px
     columns = range(
-        max(0, math.floor((left - corner_x) / PART_M)),
-        min(PARTS, math.ceil((right - corner_x) / PART_M)),
+        max(0, math.floor((left - corner_x) / side_m)),
+        min(count, math.ceil((right - corner_x) / side_m)),
     )
     rows = range(
-        max(0, math.floor((corner_y - top) / PART_M)),
-        min(PARTS, math.ceil((corner_y - bottom) / PART_M)),
+        max(0, math.floor((corner_y - top) / side_m)),
+        min(count, math.ceil((corner_y - bottom) / side_m)),
     )
-    parts = (Part(tile, row, column) for row in rows for column in columns)
+    parts = (Part(tile, row, column, side_px) for row in rows for column in columns)
     return [part for part in parts if area.intersects(shapely.box(*part.bounds))]
 
 

@@ -1,13 +1,13 @@
-"""A process that renders parts of a request; :mod:`bigmap.simulate.pool` starts it.
+"""A process that renders the scenes of a request; :mod:`bigmap.simulate.pool` starts it.
 
-The first line of its input is the request and the cache, each further one the number of a part
-in the request's list; it answers each part with a line: ``null``, or the error.
+It takes pickled objects: first the request and the cache, then tasks. It answers each task with
+a line of JSON: ``null``, or the error.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import json
+import pickle
 import signal
 import sys
 from pathlib import Path
@@ -15,42 +15,31 @@ from types import FrameType
 from typing import Any
 
 from bigmap.errors import BigmapError
-from bigmap.simulate.scenes import (
-    SceneRequest,
-    explain_failures,
-    list_request_parts,
-    write_part,
-)
+from bigmap.simulate.scenes import SceneRequest, write_task
 
 
 def serve_tasks() -> None:
-    """Answer the lines of the standard input until it ends."""
+    """Answer the tasks of the standard input until it ends."""
     # An exception, not a plain end: files that are half written must be removed.
     signal.signal(signal.SIGTERM, _stop)
-    setup = json.loads(sys.stdin.readline() or "null")
-    if setup is None:
-        return
-    request, cache = read_setup(setup)
-    parts = list_request_parts(request)
-    for line in sys.stdin:
-        answer = None
-        try:
-            with explain_failures(cache):
-                write_part(request, parts[json.loads(line)], cache)
-        except BigmapError as error:
-            answer = {"kind": type(error).__name__, "message": str(error)}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+    try:
+        setup: tuple[SceneRequest, Path] = _receive()
+        request, cache = setup
+        while True:
+            task = _receive()
+            answer = None
+            try:
+                write_task(request, task, cache)
+            except BigmapError as error:
+                answer = {"kind": type(error).__name__, "message": str(error)}
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+    except EOFError:
+        return  # the caller has no more tasks, or has ended
 
 
-def read_setup(setup: dict[str, Any]) -> tuple[SceneRequest, Path]:
-    """Return the request and the cache from their JSON."""
-    fields = dict(setup["request"])
-    for name in ("bounds", "bands"):
-        fields[name] = tuple(fields[name])
-    for name in ("start", "end"):
-        fields[name] = dt.date.fromisoformat(fields[name])
-    return SceneRequest(**fields), Path(setup["cache"])
+def _receive() -> Any:
+    return pickle.load(sys.stdin.buffer)  # noqa: S301 - the caller is bigmap itself
 
 
 def _stop(number: int, _: FrameType | None) -> None:

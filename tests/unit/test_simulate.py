@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from affine import Affine
+from rasterio.windows import Window
 
 from bigmap.errors import PlanError
 from bigmap.simulate import (
@@ -33,6 +36,7 @@ def make_request(**changes: object) -> SceneRequest:
         "end": dt.date(2024, 5, 6),
         "bands": ("red", "nir"),
         "seed": 3,
+        "scene_px": 366,
     }
     return SceneRequest(**(values | changes))  # type: ignore[arg-type]
 
@@ -66,6 +70,58 @@ def test_files_match_their_items(cache: Path) -> None:
                 assert list(source.shape) == asset["proj:shape"]
                 assert list(source.transform)[:6] == asset["proj:transform"]
                 assert source.crs.to_epsg() == item["properties"]["proj:epsg"]
+
+
+def test_files_of_1098_px_hold_the_same_pixels(cache: Path) -> None:
+    """The same bytes for each pixel, in COGs whose 10 m bands have tiles and overviews."""
+    request = make_request(bands=("coastal", "red", "nir08"), end=dt.date(2024, 5, 1))
+    small, large = (
+        write_scenes(replace(request, scene_px=side_px), cache) for side_px in (366, 1098)
+    )
+    (first,), (second,) = (json.loads(file.read_text())["features"] for file in (small, large))
+    assert first["id"] != second["id"]
+    assert shapely.box(*second["bbox"]).covers(shapely.box(*first["bbox"]))
+    for name, asset in first["assets"].items():
+        with (
+            rasterio.open(small.parent / asset["href"]) as part,
+            rasterio.open(large.parent / second["assets"][name]["href"]) as whole,
+        ):
+            assert list(whole.shape) == second["assets"][name]["proj:shape"]
+            assert list(whole.transform)[:6] == second["assets"][name]["proj:transform"]
+            row, column = whole.index(part.bounds.left + 1, part.bounds.top - 1)
+            window = Window(column, row, part.width, part.height)
+            np.testing.assert_array_equal(whole.read(1, window=window), part.read(1))
+            assert whole.read(1).all()
+            if name == "red":
+                assert whole.shape == (1098, 1098)
+                assert whole.block_shapes == [(1024, 1024)]
+                assert whole.overviews(1) == [2]
+                assert whole.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+
+
+def test_the_edge_of_a_swath_is_the_same_in_large_files(tmp_path: Path) -> None:
+    """The swath of this day touches the left three of the nine pieces alone."""
+    bounds = (644_000.0, 4_634_500.0, 644_100.0, 4_645_000.0)
+    request = make_request(bounds=bounds, bands=("nir09",), end=dt.date(2024, 5, 1))
+    images = []
+    for side_px in (366, 1098):
+        items = write_scenes(replace(request, scene_px=side_px), tmp_path)
+        features = json.loads(items.read_text())["features"]
+        hrefs = sorted(item["assets"]["nir09"]["href"] for item in features)
+        columns = []
+        for href in hrefs:
+            with rasterio.open(items.parent / href) as source:
+                columns.append(source.read(1))
+        images.append(np.concatenate(columns))
+    parts, whole = images
+    assert parts.shape == (183, 61)
+    assert whole.shape == (183, 183)
+    np.testing.assert_array_equal(whole[:, :61], parts)
+    assert 0 < (parts > 0).sum() == (whole > 0).sum()
+    assert features[0]["properties"]["s2:nodata_pixel_percentage"] > 100 * 2 / 3
+    beside = replace(request, bounds=(650_000, 4_640_000, 650_100, 4_640_100))
+    with pytest.raises(PlanError, match="no simulated datatake"):
+        write_scenes(beside, tmp_path)
 
 
 def test_second_call_writes_nothing(cache: Path) -> None:

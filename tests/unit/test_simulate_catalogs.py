@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import pytest
 import rasterio
 import shapely
 
+import bigmap
 from bigmap.catalog.search import find_items
-from bigmap.config import FilesSource, StaticCatalogSource
+from bigmap.config import FilesSource, StaticCatalogSource, load_recipe
 from bigmap.errors import PlanError
 from bigmap.simulate import (
     FLAVOURS,
@@ -36,7 +38,10 @@ from bigmap.simulate import (
     write_world,
 )
 from bigmap.simulate.files import IN_USE_S
+from bigmap.simulate.flavours import SceneFile
+from bigmap.simulate.rendering import resize_numbers
 from bigmap.simulate.truth_files import place_window
+from tests.integration.small_world import write_recipe
 
 CRS = "EPSG:25831"
 BOUNDS = (452_000.0, 4_630_500.0, 452_500.0, 4_631_000.0)
@@ -45,7 +50,8 @@ WORLD = shapely.box(-180, -90, 180, 90)
 
 
 def make_request(**changes: Any) -> SceneRequest:
-    values: dict[str, Any] = {"bands": ("red", "nir"), "seed": 3, **DAYS, **changes}
+    values: dict[str, Any] = {"bands": ("red", "nir"), "seed": 3, "scene_px": 366, **DAYS}
+    values |= changes
     return SceneRequest(CRS, BOUNDS, **values)
 
 
@@ -76,6 +82,58 @@ def test_flavours_hold_the_same_reflectance(flavour: str, cache: Path) -> None:
     assert len(plain) == len(other) > 0
     for first, second in zip(plain, other, strict=True):
         np.testing.assert_allclose(first, second, atol=1e-9)
+
+
+def test_cdse_is_lossless_jpeg_2000_in_several_sizes(cache: Path) -> None:
+    request = make_request(bands=("coastal", "red", "nir"))
+    plain = write_scenes(replace(request, flavour="earth-search-c1"), cache)
+    items = write_scenes(replace(request, flavour="cdse"), cache)
+    first, second = (json.loads(file.read_text())["features"][0] for file in (plain, items))
+    assert set(second["assets"]) == {
+        "B01_20m", "B01_60m", "B04_10m", "B04_20m", "B04_60m", "B08_10m", "SCL_20m", "SCL_60m"
+    }  # fmt: skip
+    images = {}
+    for key, asset in second["assets"].items():
+        with rasterio.open(items.parent / asset["href"]) as source:
+            images[key] = source.read(1)
+            assert source.driver == "JP2OpenJPEG"
+            assert source.nodata is None
+            assert source.crs.to_epsg() == 32631
+            assert list(source.shape) == asset["proj:shape"]
+            assert list(source.transform)[:6] == asset["proj:transform"]
+    for name, key in (("coastal", "B01_60m"), ("red", "B04_10m"), ("scl", "SCL_20m")):
+        with rasterio.open(plain.parent / first["assets"][name]["href"]) as source:
+            np.testing.assert_array_equal(images[key], source.read(1))
+    red = images["B04_10m"].astype(float)
+    assert images["B04_20m"][7, 5] == np.rint(red[14:16, 10:12].mean())
+    assert images["B04_60m"][7, 5] == np.rint(red[42:48, 30:36].mean())
+    assert (images["B01_20m"][21:24, 15:18] == images["B01_60m"][7, 5]).all()
+    assert images["SCL_60m"][7, 5] == images["SCL_20m"][22, 16]
+
+
+def test_coarser_files_have_no_data_where_any_pixel_has_none() -> None:
+    numbers = np.full((6, 6), 501, dtype=np.uint16)
+    numbers[0, 0], numbers[0, 2] = 0, 500
+    coarse = resize_numbers(numbers, SceneFile("red", 20, ""))
+    np.testing.assert_array_equal(coarse, [[0, 501, 501], [501] * 3, [501] * 3])
+    assert coarse.dtype == np.uint16
+
+
+@pytest.mark.parametrize("loader", ["stackstac", "odc-stac"])
+def test_jpeg_2000_reads_through_the_cube(cache: Path, tmp_path: Path, loader: str) -> None:
+    """The same DN and the same mask, from the finest of the files of a band."""
+    cubes = []
+    for flavour in ("earth-search-c1", "cdse"):
+        items = write_scenes(make_request(flavour=flavour), cache)
+        source = {"kind": "files", "files": [str(items)], "start": "2024-05-01"}
+        source |= {"end": "2024-05-04", "mask": {"kind": "scl", "asset": "SCL"}}
+        changes = {"area__bbox": [2.424, 41.825, 2.428, 41.828], "reading": {"loader": loader}}
+        recipe = write_recipe(tmp_path / f"{flavour}.yaml", source=source, **changes)
+        cubes.append(bigmap.open_cube(load_recipe(recipe)).compute())
+    assert cubes[0].sizes["time"] > 0
+    assert (cubes[0] > 0).any()
+    np.testing.assert_array_equal(cubes[0], cubes[1])
+    np.testing.assert_array_equal(cubes[0].clear, cubes[1].clear)
 
 
 def test_scenes_before_baseline_4_have_no_offset(cache: Path) -> None:
@@ -198,7 +256,7 @@ def test_two_processes_may_fill_one_cache(cache: Path, tmp_path: Path) -> None:
 def test_any_place_has_scenes(crs: str, corner: tuple[float, float], tmp_path: Path) -> None:
     bounds = (*corner, corner[0] + 100, corner[1] + 100)
     day = dt.date(2024, 5, 2)
-    request = SceneRequest(crs, bounds, day, day, ("red",), 3)
+    request = SceneRequest(crs, bounds, day, day, ("red",), 3, scene_px=366)
     items = write_scenes(request, tmp_path)
     zones = {
         item["properties"]["mgrs:utm_zone"] for item in json.loads(items.read_text())["features"]

@@ -84,6 +84,7 @@ def test_a_run_says_that_it_simulates_and_keeps_its_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = {"kind": "simulated", "cache": "cache", "start": "2024-05-01", "end": "2024-05-02"}
+    source["scene_px"] = 366
     recipe = write_recipe(tmp_path / "recipe.yaml", **{**SMALL, "source": source})
     code, _, error = call(capsys, "plan", recipe, "--set", "source.cache_gb=0.0001")
     assert code == 2

@@ -25,7 +25,7 @@ import datetime as dt
 from pathlib import Path
 from bigmap.simulate import SceneRequest, scenes, write_scenes
 scenes.count_cores = lambda: 2
-scenes.SCENES_PER_PROCESS = 1
+scenes.PIECES_PER_PROCESS = 1
 print("script runs", flush=True)
 write_scenes({request!r}, Path({cache!r}))
 """
@@ -34,7 +34,7 @@ write_scenes({request!r}, Path({cache!r}))
 @pytest.fixture
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenes, "count_cores", lambda: 2)
-    monkeypatch.setattr(scenes, "SCENES_PER_PROCESS", 1)
+    monkeypatch.setattr(scenes, "PIECES_PER_PROCESS", 1)
 
 
 def count_children() -> int:
@@ -63,7 +63,7 @@ def test_processes_write_the_same_bytes_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert len(list_request_parts(TWO_PARTS)) == 2
-    monkeypatch.setattr(scenes, "SCENES_PER_PROCESS", 1)
+    monkeypatch.setattr(scenes, "PIECES_PER_PROCESS", 1)
     for cores in (1, 2):
         monkeypatch.setattr(scenes, "count_cores", lambda cores=cores: cores)
         write_scenes(TWO_PARTS, tmp_path / str(cores))

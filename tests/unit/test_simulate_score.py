@@ -23,6 +23,7 @@ def map_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("trial")
     output = str(folder / "map.zarr")
     source = {"kind": "simulated", "cache": "cache", "start": "2024-05-01", "end": "2024-05-06"}
+    source["scene_px"] = 366
     changes = {**SMALL, "source": source, "model__options__upscale": 4, "output__path": output}
     changes |= {"grid__shard_px": 256, "grid__chunk_px": 128}
     recipe = small_world.write_recipe(folder / "recipe.yaml", **changes)
@@ -66,7 +67,8 @@ def test_a_map_of_real_scenes_is_refused(map_path: str, tmp_path: Path) -> None:
     run = Path(map_path).with_suffix(".run")
     text = (run / "recipe.yaml").read_text()
     lines = text.replace("kind: simulated", "kind: files\n  files: [items.json]").splitlines()
-    kept = [line for line in lines if not line.startswith(("  seed:", "  cache:", "  cache_gb:"))]
+    gone = ("  seed:", "  scene_px:", "  cache:", "  cache_gb:")
+    kept = [line for line in lines if not line.startswith(gone)]
     copy = tmp_path / "real.run"
     copy.mkdir()
     (copy / "recipe.yaml").write_text("\n".join(kept) + "\n")

@@ -24,7 +24,7 @@ from bigmap.simulate.landscape import Landscape, build_landscape
 from bigmap.simulate.noise import hash_ints, sample_noise, to_normal
 from bigmap.simulate.observation import MARGIN_M, Observation, start_observation
 from bigmap.simulate.patch import Patch
-from bigmap.simulate.scenes import quantise
+from bigmap.simulate.rendering import quantise
 from bigmap.simulate.sensor import MSI, Optics, draw_noise
 from bigmap.simulate.spectra import mix_spectra
 from bigmap.simulate.weather import draw_layer
