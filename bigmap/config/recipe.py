@@ -39,10 +39,20 @@ from bigmap.config.parts import (
     Positive,
     Whole,
 )
+from bigmap.config.training import SamplesConfig, TrainingConfig
 from bigmap.errors import RecipeError
 
 MAX_RECIPE_BYTES = 1_000_000
-PATH_FIELDS = (("area", "file"), ("source", "files"), ("source", "cache"), ("model", "weights"))
+PATH_FIELDS = (
+    ("area", "file"),
+    ("source", "files"),
+    ("source", "cache"),
+    ("model", "weights"),
+    ("samples", "labels", "file"),
+    ("samples", "labels", "files"),
+    ("samples", "target", "files"),
+    ("samples", "split", "file"),
+)
 
 MAX_SHOWN = 80
 REMOTE_OUTPUTS = ("s3", "gs", "az")
@@ -395,6 +405,8 @@ class Recipe(Part):
     inference: InferenceConfig = InferenceConfig()
     output: OutputConfig
     cluster: LocalCluster = LocalCluster()
+    samples: SamplesConfig | None = None
+    training: TrainingConfig | None = None
 
     def to_yaml(self) -> str:
         """Write the resolved recipe as YAML that :func:`parse_recipe` reads back."""
@@ -461,13 +473,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     raw = read_yaml(file)
     for override in overrides:
         _apply_override(raw, override)
-    for part, field in PATH_FIELDS:
-        section = raw.get(part)
-        if isinstance(section, dict) and field in section:
-            try:
-                section[field] = _resolve(section[field], file.parent)
-            except (OSError, RuntimeError, ValueError) as error:
-                raise RecipeError(f"{file}: {part}.{field}: is not a path ({error})") from None
+    for field in PATH_FIELDS:
+        try:
+            _resolve_field(raw, field, file.parent)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise RecipeError(f"{file}: {'.'.join(field)}: is not a path ({error})") from None
     return parse_recipe(raw, origin=str(file))
 
 
@@ -538,6 +548,14 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     section[parts[-1]] = value
 
 
+def _resolve_field(raw: dict[str, Any], field: tuple[str, ...], folder: Path) -> None:
+    section: Any = raw
+    for part in field[:-1]:
+        section = section.get(part) if isinstance(section, dict) else None
+    if isinstance(section, dict) and field[-1] in section:
+        section[field[-1]] = _resolve(section[field[-1]], folder)
+
+
 def _resolve(value: Any, folder: Path) -> Any:
     if isinstance(value, list):
         return [_resolve(entry, folder) for entry in value]
@@ -586,6 +604,11 @@ def _show(given: Any) -> str:
 UNION_TAGS = {
     "source": ("stac-api", "files", "static-catalog", "simulated"),
     "mask": ("scl", "binary", "probability", "none"),
+    "labels": ("vector", "raster", "simulated"),
+    "target": ("downsampled", "sensor"),
+    "split": ("cells", "polygons", "within-scene", "scenes"),
+    "objective": ("segmentation", "dual", "end-to-end", "image"),
+    "schedule": ("constant", "cosine", "plateau", "step"),
 }
 
 
