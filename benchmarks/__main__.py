@@ -1,10 +1,14 @@
-"""``python -m benchmarks [end_to_end] [resampling] [options]``; by default all of them."""
+"""``python -m benchmarks [end_to_end] [models] [resampling] [options]``; by default all."""
 
 import sys
 
-from benchmarks import end_to_end, resampling
+from benchmarks import end_to_end, model_table, resampling
 
-BENCHMARKS = {"end_to_end": end_to_end.main, "resampling": resampling.main}
+BENCHMARKS = {
+    "end_to_end": end_to_end.main,
+    "models": model_table.main,
+    "resampling": resampling.main,
+}
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ def list_command(context: typer.Context, as_json: JsonOption = False) -> None:
             f"x{each.upscale}",
             f"{each.halo_px} px",
             f"{each.parameters:,}",
-            f"{each.gflop_per_km2:,.4g}",
+            f"{each.gflop_per_km2:,.1f}",
             each.paper or "-",
         )
     console = Console(highlight=False)
@@ -125,7 +125,7 @@ def show_facts(console: Console, facts: ModelFacts) -> None:
         "halo": f"{facts.halo_px} px, windows at multiples of {facts.multiple_px} px",
         "layers": ", ".join(facts.layers),
         "parameters": f"{facts.parameters:,}",
-        "GFLOP/km²": f"{facts.gflop_per_km2:,.4g}",
+        "GFLOP/km²": f"{facts.gflop_per_km2:,.1f}",
         "options": ", ".join(f"{key}={value}" for key, value in facts.options.items()) or "-",
     }
     for label, text in rows.items():
