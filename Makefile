@@ -7,7 +7,8 @@ SERVICES_VENV := .venv-services
 SERVICES_STAMP := $(SERVICES_VENV)/.installed
 EXTRAS := s3,slurm,test,bench,docs
 SCHEMA := recipes/recipe.schema.json
-WRITE_SCHEMA = $(BIN)/python -c 'import sys; from bigmap.config import write_schema; write_schema(sys.argv[1])'
+CLUSTER_SCHEMA := cluster/cluster.schema.json
+WRITE_SCHEMA = $(BIN)/python -c 'import sys; from bigmap.config import write_schema; write_schema(sys.argv[1], of=sys.argv[2])'
 PYTEST := $(BIN)/python -m pytest
 REPORTS := build/reports
 
@@ -58,15 +59,18 @@ lint: install  ## style, types, import rules, and whether the schema is up to da
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	@mkdir -p build && $(WRITE_SCHEMA) build/recipe.schema.json
+	@mkdir -p build && $(WRITE_SCHEMA) build/recipe.schema.json recipe
 	cmp build/recipe.schema.json $(SCHEMA) || { echo 'run "make schema" and commit $(SCHEMA)'; exit 1; }
+	@$(WRITE_SCHEMA) build/cluster.schema.json cluster
+	cmp build/cluster.schema.json $(CLUSTER_SCHEMA) || { echo 'run "make schema" and commit $(CLUSTER_SCHEMA)'; exit 1; }
 
 format: install  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-schema: install  ## write the JSON Schema of recipes, which editors use for completion
-	$(WRITE_SCHEMA) $(SCHEMA)
+schema: install  ## write the JSON Schemas of recipes and cluster files, for editors
+	$(WRITE_SCHEMA) $(SCHEMA) recipe
+	$(WRITE_SCHEMA) $(CLUSTER_SCHEMA) cluster
 
 clean:  ## remove what make created, except maps
 	rm -rf $(VENV) $(SERVICES_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

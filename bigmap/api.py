@@ -13,7 +13,7 @@ from bigmap.errors import RecipeError
 from bigmap.grid import intersect, is_empty, shape_of
 from bigmap.inference import predict
 from bigmap.planning import Plan, make_plan
-from bigmap.runner import Reporter, RunSummary, run_plan
+from bigmap.runner import Reporter, RunSummary, SilentReporter, run_plan
 from bigmap.runs import RunFolder, check_output
 from bigmap.store import open_map
 
@@ -71,7 +71,8 @@ def run(
     prepared = make_plan(recipe, catalogue=items)
     if resuming:
         RunFolder(recipe.output.path).check_plan(prepared)
-    with open_client(recipe) as client:
+    reporter = reporter or SilentReporter()
+    with open_client(recipe, note=reporter.note) as client:
         return run_plan(
             prepared,
             client,

@@ -36,8 +36,16 @@ class OutputError(BigmapError):
     """The output cannot be written, exists already, or is not a map of this run."""
 
 
+class ClusterError(BigmapError):
+    """A cluster cannot be started or reached, or its workers cannot do their work."""
+
+
 class RunError(BigmapError):
     """A run stopped before its end; its message says how to go on."""
+
+
+class StoppedError(RunError):
+    """A signal asked the run to stop; it can be resumed."""
 
 
 class LeaseError(OutputError):

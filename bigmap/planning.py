@@ -22,12 +22,16 @@ from bigmap.blocks import BlockJob, name_block
 from bigmap.catalog import Audit, Catalogue, find_items
 from bigmap.catalog.hrefs import is_url
 from bigmap.config import (
+    ExistingCluster,
     FilesSource,
+    LocalCluster,
+    LocalCudaCluster,
     MaskConfig,
     ModelConfig,
     RealSourceConfig,
     Recipe,
     SimulatedSource,
+    SlurmCluster,
 )
 from bigmap.cube import Access
 from bigmap.cube.loaders import bounds_on, epsg_of
@@ -35,12 +39,14 @@ from bigmap.errors import CatalogError, PlanError, RecipeError
 from bigmap.grid import ROI, Area, Lattice
 from bigmap.inference import Windowing
 from bigmap.items import AssetRow, ItemRow
+from bigmap.machine import count_gpus, machine_memory_gb
 from bigmap.models import (
     LEGENDS,
     ClassEntry,
     LayerSpec,
     MapModel,
     ModelChoice,
+    ModelSpec,
     checksum_of,
 )
 from bigmap.quality import DateRule, MaskRule
@@ -172,7 +178,8 @@ class Plan:
             "source": "modified Copernicus Sentinel-2 data"
             if not isinstance(self.recipe.source, SimulatedSource)
             else "simulated scenes, not observations",
-            "bigmap:recipe": self.recipe.model_dump(mode="json"),
+            # Accounts and addresses of a centre are nobody's business, and decide no value.
+            "bigmap:recipe": self.recipe.model_dump(mode="json", exclude={"cluster"}),
             "bigmap:model": {
                 "name": self.model.spec.name,
                 "title": self.model.spec.title,
@@ -259,7 +266,7 @@ def make_plan(recipe: Recipe, *, catalogue: Catalogue | None = None) -> Plan:
     """
     model = model_choice(recipe.model).build()
     lattice = make_lattice(recipe, model)
-    windowing = Windowing.for_model(model.spec, **recipe.inference.model_dump())
+    windowing = choose_windowing(recipe, model.spec)
     area = read_area(crs=recipe.grid.crs, **recipe.area.model_dump())
     extent = lattice.snap(area.bounds, lattice.extent_step_px)
     _check_size(extent, lattice)
@@ -416,7 +423,7 @@ def _request_scenes(
     source = recipe.source
     default = SimulatedSource(kind="simulated", start=source.start, end=source.end)
     simulated = source if isinstance(source, SimulatedSource) else default
-    windowing = Windowing.for_model(model.spec, **recipe.inference.model_dump())
+    windowing = choose_windowing(recipe, model.spec)
     # Cells choose their dates as wholes, and blending sees the cells around them too.
     context_px = windowing.halo_px(model.spec, lattice)
     context_px += lattice.cell_px if windowing.overlap == "blend" else 0
@@ -525,8 +532,8 @@ def common_folder(rows: Sequence[ItemRow]) -> Path | None:
 
 def _check_memory(plan: Plan) -> None:
     need_gb = plan.memory_gb()
-    limit_gb = plan.recipe.cluster.memory_gb or machine_memory_gb() / workers_of(plan.recipe)
-    if need_gb > limit_gb:
+    limit_gb = worker_memory_gb(plan.recipe)
+    if limit_gb is not None and need_gb > limit_gb:
         raise PlanError(
             f"cluster: a worker needs about {need_gb:.1f} GB but has {limit_gb:.1f} GB; lower "
             "grid.block_px, dates.max_per_cell, inference.batch_windows or "
@@ -535,10 +542,51 @@ def _check_memory(plan: Plan) -> None:
 
 
 def workers_of(recipe: Recipe) -> int:
-    """Return how many worker processes a recipe's cluster has."""
-    return recipe.cluster.workers or max(1, math.ceil((os.cpu_count() or 1) / 2))
+    """Return how many worker processes a recipe's cluster has at most."""
+    match recipe.cluster:
+        case LocalCluster(workers=workers):
+            return workers or max(1, math.ceil((os.cpu_count() or 1) / 2))
+        case LocalCudaCluster(gpus=gpus):
+            return len(gpus) if gpus else max(1, count_gpus())
+        case SlurmCluster(max_jobs=jobs, processes=processes):
+            return jobs * processes
+        case _:
+            return 1
 
 
-def machine_memory_gb() -> float:
-    """Return the memory of this machine, in GB."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+def worker_memory_gb(recipe: Recipe) -> float | None:
+    """Return the memory of one worker; None where only the cluster that already runs knows."""
+    cluster = recipe.cluster
+    if cluster.memory_gb is not None or isinstance(cluster, ExistingCluster):
+        return cluster.memory_gb
+    return machine_memory_gb() / workers_of(recipe)
+
+
+def choose_windowing(recipe: Recipe, spec: ModelSpec) -> Windowing:
+    """Settle how windows are run, on the device that the cluster's workers have.
+
+    Raises
+    ------
+    RecipeError
+        If a GPU is asked for on a cluster without any.
+    """
+    settings = recipe.inference.model_dump()
+    device = settings.pop("device")
+    match recipe.cluster:
+        case LocalCluster():
+            return Windowing.for_model(spec, **settings, device=device)
+        case LocalCudaCluster():
+            has_gpu = True
+        case SlurmCluster(gpus_per_job=gpus):
+            has_gpu = gpus > 0
+        case ExistingCluster(gpu=has_gpu):
+            pass
+    if device == "cuda" and not has_gpu:
+        raise RecipeError(
+            f"inference.device: cuda is asked for, but the workers of this {recipe.cluster.kind} "
+            "cluster have no GPU; choose another cluster file"
+        )
+    # The driver may have no GPU, or another one than its workers: their device is what counts.
+    uses_gpu = has_gpu and device != "cpu"
+    windowing = Windowing.for_model(spec, **settings, device="cpu")
+    return replace(windowing, device="cuda") if uses_gpu else windowing

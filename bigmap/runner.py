@@ -19,9 +19,17 @@ from typing import Any, Protocol
 
 from distributed import CancelledError, Client, Future, WorkerPlugin, get_worker, wait
 from distributed.comm import CommClosedError
+from distributed.scheduler import KilledWorker
 
 from bigmap.blocks import BlockJob, run_block
-from bigmap.errors import BigmapError, LeaseError, ModelError, OutputError, RunError
+from bigmap.errors import (
+    BigmapError,
+    LeaseError,
+    ModelError,
+    OutputError,
+    RunError,
+    StoppedError,
+)
 from bigmap.grid import ROI
 from bigmap.inference import limit_threads
 from bigmap.items import ItemRow
@@ -41,6 +49,8 @@ from bigmap.store import (
 LOG = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
+MAX_LOSSES = 10
+"""A lost worker is no fault of its blocks; but a block that has lost so many may well be why."""
 RETRY_DELAY_S = 5.0
 IN_FLIGHT_PER_SLOT = 2
 COUNT_WORKERS_S = 5.0
@@ -114,10 +124,6 @@ class RunSummary:
             return 75
         is_whole = self.has_overviews and not (self.failures or self.missing_shards or self.missing)
         return 0 if is_whole else 3
-
-
-class _StoppedError(Exception):
-    """A signal asked the run to stop."""
 
 
 class _JobPlugin(WorkerPlugin):
@@ -200,14 +206,14 @@ def run_plan(
         started = time.perf_counter()
         reporter.start(plan, len(todo), Counter(record.state for record in recorded.values()))
         try:
-            with _stop_on_signals():
+            with stop_on_signals():
                 if todo:
                     folder.mark_overviews(complete=False)
                 driver.drive(todo, plan.job(folder.path, lease.state.owner), task, threads)
                 if not folder.has_overviews():
                     _write_overviews(client, plan, reporter)
                     folder.mark_overviews(complete=True)
-        except _StoppedError:
+        except StoppedError:
             summary.stopped = True
         finally:
             ledger.flush()
@@ -245,7 +251,10 @@ class _Driver:
         self.summary = summary
         self.waiting: deque[tuple[float, ROI, int]] = deque()
         self.flying: dict[Future[BlockRecord], tuple[ROI, int]] = {}
+        self.losses: Counter[str] = Counter()
+        self.serial = 0
         self.slots, self.counted = 1, -math.inf
+        self.told_waiting = False
         self.plugin = f"bigmap-{uuid.uuid4().hex}"
 
     def drive(self, todo: Sequence[ROI], job: BlockJob, task: BlockTask, threads: int) -> None:
@@ -284,6 +293,9 @@ class _Driver:
             return self.slots
         self.counted = time.monotonic()
         workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        if not workers and not self.told_waiting:
+            self.reporter.note("the cluster has no worker at present; waiting for one")
+        self.told_waiting = not workers
         self.slots = max(1, sum(int(worker["nthreads"]) for worker in workers))
         return self.slots
 
@@ -307,12 +319,13 @@ class _Driver:
                 if following is None:
                     return
                 block, attempt = following, 1
+            self.serial += 1
             future = self.client.submit(
                 _call_task,
                 self.plugin,
                 block,
                 self.plan.rows_of(block),
-                key=f"block-{self.plan.name(block)}-{attempt}-{self.plugin}",
+                key=f"block-{self.plan.name(block)}-{self.serial}-{self.plugin}",
                 pure=False,
             )
             self.flying[future] = (block, attempt)
@@ -326,7 +339,13 @@ class _Driver:
         if isinstance(error, (LeaseError, ModelError)):
             raise error
         name = self.plan.name(block)
-        if attempt < MAX_ATTEMPTS:
+        if error is None or isinstance(error, KilledWorker):
+            self.losses[name] += 1
+            if self.losses[name] < MAX_LOSSES:
+                self.reporter.note(f"block {name}: its worker has left or was lost; sent again")
+                self.waiting.appendleft((time.monotonic(), block, attempt))
+                return
+        elif attempt < MAX_ATTEMPTS:
             self.reporter.note(f"block {name}: attempt {attempt} failed: {_say(error)}")
             self.waiting.append((time.monotonic() + RETRY_DELAY_S * attempt, block, attempt + 1))
             return
@@ -344,8 +363,11 @@ class _Driver:
 
 
 def _say(error: BaseException | None) -> str:
-    if error is None:
-        return "its worker was lost"
+    if error is None or isinstance(error, KilledWorker):
+        return (
+            f"{MAX_LOSSES} workers were lost while they had it; give workers more memory or a "
+            "longer walltime, or make blocks smaller"
+        )
     if isinstance(error, BigmapError):
         return str(error)
     return f"{type(error).__name__}: {error}"
@@ -385,19 +407,34 @@ def _audit(summary: RunSummary, folder: RunFolder, ledger: Ledger) -> None:
 
 
 @contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    """Turn the signals by which users and schedulers stop a job into an orderly end."""
-    if threading.current_thread() is not threading.main_thread():
+def stop_on_signals() -> Iterator[None]:
+    """Turn the signals by which users and schedulers stop a job into an orderly end.
+
+    Inside, the first of them raises; the end that follows is not disturbed by more of them, only
+    by a second Ctrl-C.
+
+    Raises
+    ------
+    StoppedError
+        When SIGINT, SIGTERM or SIGUSR1 comes.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is _raise_stopped:
         yield
         return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        del frame
-        raise _StoppedError(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, _raise_stopped) for number in STOP_SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _raise_stopped(number: int, frame: FrameType | None) -> None:
+    del frame
+    for other in STOP_SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    raise StoppedError(
+        f"stopped by {signal.Signals(number).name}: go on with the same command and --resume"
+    )

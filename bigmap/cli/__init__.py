@@ -18,13 +18,14 @@ from bigmap import api, simulate
 from bigmap.area import read_area
 from bigmap.cli.models import app as models_app
 from bigmap.config import Recipe, check_lonlat_bbox, load_recipe, parse_recipe
-from bigmap.errors import BigmapError, OutputError, RecipeError
+from bigmap.errors import BigmapError, OutputError, RecipeError, StoppedError
 from bigmap.planning import Plan, model_choice, request_scenes
 from bigmap.progress import ProgressReporter, describe_slowest, format_duration
-from bigmap.runner import RunSummary
+from bigmap.runner import RunSummary, stop_on_signals
 from bigmap.runs import RunStatus, check_output, read_status
 
 USER_ERROR = 2
+STOPPED = 75
 
 app = typer.Typer(
     name="bigmap",
@@ -48,6 +49,12 @@ SourceOption = Annotated[
     str | None,
     typer.Option("--source", metavar="simulated", help="Use simulated scenes instead."),
 ]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster", metavar="FILE", help="Cluster file, or its name: slurm-cpu, local-cuda."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
@@ -57,10 +64,11 @@ def plan_command(
     settings: SetOption = [],  # noqa: B006 - typer reads the default
     bbox: BboxOption = None,
     source: SourceOption = None,
+    cluster: ClusterOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do, and what the catalogue says, without mapping anything."""
-    plan = api.plan(read_recipe(recipe, settings, bbox, source))
+    plan = api.plan(read_recipe(recipe, settings, bbox, source, cluster=cluster))
     estimate = asdict(plan.estimate())
     if as_json:
         typer.echo(json.dumps({"estimate": estimate, "audit": asdict(plan.catalogue.audit)}))
@@ -68,12 +76,15 @@ def plan_command(
     show_plan(Console(highlight=False, soft_wrap=True), plan, estimate)
 
 
-@app.command("run", epilog="Example: bigmap run recipes/catalonia.yaml --limit 4 --workers 2")
+@app.command(
+    "run", epilog="Example: bigmap run recipes/catalonia.yaml --cluster slurm-gpu --limit 4"
+)
 def run_command(
     recipe: RecipeArgument,
     settings: SetOption = [],  # noqa: B006 - typer reads the default
     bbox: BboxOption = None,
     source: SourceOption = None,
+    cluster: ClusterOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Map so many blocks only.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes.")] = None,
     output: Annotated[str | None, typer.Option(help="Where the map goes, ends in .zarr.")] = None,
@@ -84,7 +95,7 @@ def run_command(
     """Make a map. Exit code 0: done; 3: some blocks failed; 75: stopped, go on with --resume."""
     extra = [f"output.path={output}"] if output else []
     extra += [f"cluster.workers={workers}"] if workers else []
-    loaded = read_recipe(recipe, [*settings, *extra], bbox, source)
+    loaded = read_recipe(recipe, [*settings, *extra], bbox, source, cluster=cluster)
     check_output(loaded, resume=resume, overwrite=overwrite)
     console = Console(highlight=False, stderr=as_json, soft_wrap=True)
     notice = model_choice(loaded.model).build().spec.notice
@@ -92,13 +103,14 @@ def run_command(
         console.print(f"note: {notice}")
     if loaded.source.kind == "simulated":
         console.print("note: the scenes are simulated; the map shows no real place")
-    summary = api.run(
-        loaded,
-        resume=resume,
-        overwrite=overwrite,
-        limit=limit,
-        reporter=ProgressReporter(console),
-    )
+    with stop_on_signals():
+        summary = api.run(
+            loaded,
+            resume=resume,
+            overwrite=overwrite,
+            limit=limit,
+            reporter=ProgressReporter(console),
+        )
     if as_json:
         typer.echo(json.dumps(summary_dict(summary, loaded.output.path)))
     show_summary(console, summary, loaded.output.path)
@@ -148,9 +160,16 @@ def simulate_command(
     show_world(Console(highlight=False, soft_wrap=True), world, request)
 
 
-def read_recipe(path: Path, settings: list[str], bbox: str | None, source: str | None) -> Recipe:
+def read_recipe(
+    path: Path,
+    settings: list[str],
+    bbox: str | None,
+    source: str | None,
+    *,
+    cluster: str | None = None,
+) -> Recipe:
     """Load a recipe and apply the options that all commands share."""
-    recipe = load_recipe(path, settings)
+    recipe = load_recipe(path, settings, cluster=cluster)
     raw = recipe.model_dump(mode="json")
     if bbox is not None:
         raw["area"]["clip_bbox"] = parse_bbox(bbox)
@@ -302,6 +321,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         sys.exit(app(given or ["--help"], prog_name="bigmap", standalone_mode=False))
+    except StoppedError as error:
+        fail(str(error), code=STOPPED)
     except BigmapError as error:
         fail(str(error))
     except typer.TyperException as error:
@@ -318,8 +339,8 @@ def show_log(name: str) -> None:
     logger.propagate = False
 
 
-def fail(message: str) -> NoReturn:
-    """Print a message as one line and end with exit code 2."""
+def fail(message: str, *, code: int = USER_ERROR) -> NoReturn:
+    """Print a message as one line and end with an exit code."""
     line = " ".join(message.split())
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"bigmap: {line}", markup=False)
-    sys.exit(USER_ERROR)
+    sys.exit(code)

@@ -3,8 +3,9 @@
 This module is the only reader of YAML. Units stand in the names of the fields, unknown
 fields are refused, and a wrong value gives one sentence that names the field.
 
-Paths of inputs (``area.file``, ``source.files``, ``model.weights``) are relative to the
-recipe's folder; ``output.path`` is relative to the current folder.
+Paths of inputs (``area.file``, ``source.files``, ``model.weights``, certificates of a cluster) are
+relative to the folder of the file that names them; ``output.path`` is relative to the current
+folder.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import yaml
 from pydantic import (
     Discriminator,
     Field,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -29,6 +31,7 @@ from pydantic import (
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
+from bigmap.config.cluster import ClusterConfig, ClusterFile, LocalCluster
 from bigmap.config.parts import (
     CREDENTIALS,
     BandResampling,
@@ -43,16 +46,17 @@ from bigmap.config.training import SamplesConfig, TrainingConfig
 from bigmap.errors import RecipeError
 
 MAX_RECIPE_BYTES = 1_000_000
+CLUSTER_PATHS = ("scheduler_file", "tls_ca_file", "tls_cert_file", "tls_key_file")
 PATH_FIELDS = (
     ("area", "file"),
     ("source", "files"),
     ("source", "cache"),
     ("model", "weights"),
-    ("samples", "labels", "file"),
-    ("samples", "labels", "files"),
-    ("samples", "target", "files"),
-    ("samples", "split", "file"),
+    *(("cluster", field) for field in CLUSTER_PATHS),
 )
+CLUSTER_FOLDER = Path("cluster")
+NAMED_CLUSTERS = ("local", "local-cuda")
+"""Kinds that need no settings, and so no file."""
 
 MAX_SHOWN = 80
 REMOTE_OUTPUTS = ("s3", "gs", "az")
@@ -375,22 +379,6 @@ class OutputConfig(Part):
         return value
 
 
-class LocalCluster(Part):
-    """Worker processes on this machine."""
-
-    kind: Literal["local"] = "local"
-    workers: Whole | None = Field(None, ge=1, le=512, description="By default one per two cores.")
-    blocks_per_worker: Whole = Field(
-        2,
-        ge=1,
-        le=16,
-        description="Blocks that a worker has in hand, so that one reads while another predicts.",
-    )
-    memory_gb: Number | None = Field(
-        None, gt=0, description="Memory of one worker; by default an equal share of the machine."
-    )
-
-
 class Recipe(Part):
     """One map: area, grid, source, dates, model and output."""
 
@@ -404,7 +392,7 @@ class Recipe(Part):
     model: ModelConfig
     inference: InferenceConfig = InferenceConfig()
     output: OutputConfig
-    cluster: LocalCluster = LocalCluster()
+    cluster: ClusterConfig = LocalCluster()
     samples: SamplesConfig | None = None
     training: TrainingConfig | None = None
 
@@ -454,7 +442,9 @@ _StrictLoader.yaml_implicit_resolvers = {
 }
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, cluster: str | None = None
+) -> Recipe:
     """Read and validate a recipe.
 
     Parameters
@@ -463,6 +453,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         A YAML file.
     overrides
         ``dotted.key=value`` settings that replace the recipe's own; values are YAML.
+    cluster
+        A cluster file, or a name as in :func:`find_cluster`, that replaces the recipe's own
+        ``cluster``.
 
     Raises
     ------
@@ -470,15 +463,81 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         If the file cannot be read, is not YAML, or a field is wrong; the message names both.
     """
     file = Path(path)
-    raw = read_yaml(file)
+    raw, origin = read_yaml(file), str(file)
+    if cluster is not None:
+        raw["cluster"], source = find_cluster(cluster)
+        origin += f" with {source}"
     for override in overrides:
         _apply_override(raw, override)
-    for field in PATH_FIELDS:
-        try:
-            _resolve_field(raw, field, file.parent)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise RecipeError(f"{file}: {'.'.join(field)}: is not a path ({error})") from None
-    return parse_recipe(raw, origin=str(file))
+    _resolve_paths(raw, file)
+    return parse_recipe(raw, origin=origin)
+
+
+def load_cluster(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
+    """Read and validate a cluster file.
+
+    Parameters
+    ----------
+    name
+        A path, or a name as in :func:`find_cluster`.
+    overrides
+        ``cluster.key=value`` settings that replace the file's own, as for a recipe.
+
+    Raises
+    ------
+    RecipeError
+        If the file cannot be found or read, or a field is wrong; the message names both.
+    """
+    section, origin = find_cluster(name)
+    raw: dict[str, Any] = {"cluster": section}
+    for override in overrides:
+        _apply_override(raw, override)
+    try:
+        return ClusterFile.model_validate(raw).cluster
+    except ValidationError as error:
+        raise RecipeError(f"{origin}: {_explain(error)}") from None
+
+
+def find_cluster(name: str) -> tuple[dict[str, Any], str]:
+    """Return the section that a cluster file holds, its paths resolved, and where it was found.
+
+    Parameters
+    ----------
+    name
+        Path of a file; or ``NAME`` for ``cluster/NAME.yaml`` in the current folder; or, where
+        there is no such file, ``local`` or ``local-cuda`` with all their defaults.
+
+    Raises
+    ------
+    RecipeError
+        If there is none.
+    """
+    for file in (Path(name), CLUSTER_FOLDER / f"{name}.yaml"):
+        if file.is_file():
+            raw = {"cluster": read_yaml(file, starts_with="kind:")}
+            _resolve_paths(raw, file)
+            return raw["cluster"], str(file)
+    if name in NAMED_CLUSTERS:
+        return {"kind": name}, f"cluster {name}"
+    known = ", ".join(list_clusters())
+    raise RecipeError(f"--cluster {name}: no such file or name; there are {known}")
+
+
+def list_clusters() -> dict[str, str]:
+    """Return the names that :func:`find_cluster` knows, each with its file, empty where none."""
+    files = {file.stem: str(file) for file in sorted(CLUSTER_FOLDER.glob("*.yaml"))}
+    return dict.fromkeys(NAMED_CLUSTERS, "") | files
+
+
+def _resolve_paths(raw: dict[str, Any], file: Path) -> None:
+    """Take relative paths from the folder of their file; absolute ones stay."""
+    for part, field in PATH_FIELDS:
+        section = raw.get(part)
+        if isinstance(section, dict) and field in section:
+            try:
+                section[field] = _resolve(section[field], file.parent)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise RecipeError(f"{file}: {part}.{field}: is not a path ({error})") from None
 
 
 def parse_recipe(raw: Mapping[str, Any], *, origin: str = "recipe") -> Recipe:
@@ -489,7 +548,7 @@ def parse_recipe(raw: Mapping[str, Any], *, origin: str = "recipe") -> Recipe:
         raise RecipeError(f"{origin}: {_explain(error)}") from None
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path, *, starts_with: str = "name:, area:, grid:") -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping, with the safe loader only."""
     try:
         with file.open("rb") as stream:
@@ -503,7 +562,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raise RecipeError(f"{file}: larger than {MAX_RECIPE_BYTES} bytes, so not a recipe")
     raw = parse_yaml(content, origin=str(file))
     if not isinstance(raw, dict):
-        raise RecipeError(f"{file}: holds no fields; a recipe starts with name:, area:, grid:")
+        raise RecipeError(f"{file}: holds no fields; it should start with {starts_with}")
     return raw
 
 
@@ -527,10 +586,10 @@ def parse_yaml(content: str | bytes, *, origin: str) -> Any:
         raise RecipeError(f"{origin}: is not valid YAML{where}: {problem}") from None
 
 
-def write_schema(path: str | Path) -> None:
-    """Write the JSON Schema of recipes, which editors use for completion."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    schema |= Recipe.model_json_schema()
+def write_schema(path: str | Path, *, of: Literal["recipe", "cluster"] = "recipe") -> None:
+    """Write the JSON Schema of recipes or cluster files, which editors use for completion."""
+    kind: TypeAdapter[Any] = TypeAdapter(Recipe if of == "recipe" else ClusterConfig)
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | kind.json_schema()
     Path(path).write_text(json.dumps(schema, indent=2) + "\n", encoding="utf-8")
 
 
@@ -604,11 +663,7 @@ def _show(given: Any) -> str:
 UNION_TAGS = {
     "source": ("stac-api", "files", "static-catalog", "simulated"),
     "mask": ("scl", "binary", "probability", "none"),
-    "labels": ("vector", "raster", "simulated"),
-    "target": ("downsampled", "sensor"),
-    "split": ("cells", "polygons", "within-scene", "scenes"),
-    "objective": ("segmentation", "dual", "end-to-end", "image"),
-    "schedule": ("constant", "cosine", "plateau", "step"),
+    "cluster": ("local", "local-cuda", "slurm", "existing"),
 }
 
 

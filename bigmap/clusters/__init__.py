@@ -1,0 +1,69 @@
+"""Clusters: where a run's workers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from distributed import Client
+
+from bigmap.clusters.existing import connect
+from bigmap.clusters.local import start_cuda, start_local
+from bigmap.clusters.slurm import start_slurm
+from bigmap.config import ExistingCluster, LocalCluster, LocalCudaCluster, Recipe, SlurmCluster
+from bigmap.machine import count_cores, machine_memory_gb
+from bigmap.planning import workers_of
+
+__all__ = ["open_client", "threads_per_worker"]
+
+
+def _say_nothing(message: str) -> None:
+    del message
+
+
+@contextmanager
+def open_client(recipe: Recipe, *, note: Callable[[str], None] = _say_nothing) -> Iterator[Client]:
+    """Start the recipe's cluster and stop it at the end; one that runs already goes on.
+
+    On one machine scheduler, workers and dashboard listen on loopback only. Between machines
+    scheduler and workers speak TLS.
+
+    Parameters
+    ----------
+    recipe
+        Its ``cluster`` says which.
+    note
+        Tells the user of waiting and of lost jobs.
+
+    Raises
+    ------
+    ClusterError
+        If the cluster cannot be started or reached.
+    """
+    settings, workers = recipe.cluster, workers_of(recipe)
+    memory_gb = settings.memory_gb or machine_memory_gb() / workers
+    match settings:
+        case LocalCluster(blocks_per_worker=blocks):
+            with (
+                start_local(workers=workers, blocks=blocks, memory_gb=memory_gb) as cluster,
+                Client(cluster) as client,
+            ):
+                yield client
+        case LocalCudaCluster():
+            with start_cuda(settings, memory_gb=memory_gb) as cluster, Client(cluster) as client:
+                yield client
+        case SlurmCluster():
+            with start_slurm(settings, note=note) as client:
+                yield client
+        case ExistingCluster():
+            with connect(settings) as client:
+                yield client
+
+
+def threads_per_worker(recipe: Recipe) -> int:
+    """Return how many threads one worker may compute with."""
+    match recipe.cluster:
+        case SlurmCluster(cpus_per_worker=cpus) | ExistingCluster(cpus_per_worker=cpus):
+            return cpus
+        case _:
+            return max(1, count_cores() // workers_of(recipe))

@@ -1,0 +1,81 @@
+"""Workers on this machine: processes for its cores, or one process for each of its GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dask
+from distributed import LocalCluster
+
+from bigmap.clusters.settings import DASHBOARD, LOOPBACK, local_config
+from bigmap.config import LocalCudaCluster
+from bigmap.errors import ClusterError
+
+
+@contextmanager
+def start_local(*, workers: int, blocks: int, memory_gb: float) -> Iterator[LocalCluster]:
+    """Start worker processes of this machine; all of it listens on loopback only."""
+    with (
+        dask.config.set(local_config()),
+        LocalCluster(
+            n_workers=workers, processes=True, **_common_options(blocks, memory_gb)
+        ) as cluster,
+    ):
+        yield cluster
+
+
+@contextmanager
+def start_cuda(settings: LocalCudaCluster, *, memory_gb: float) -> Iterator[LocalCluster]:
+    """Start one worker process for each GPU; all of it listens on loopback only.
+
+    Raises
+    ------
+    ClusterError
+        If dask-cuda or the GPU's driver is not installed, or there is no such GPU.
+    """
+    try:
+        from dask_cuda import LocalCUDACluster  # noqa: PLC0415 - only the cuda extra has it
+    except ImportError as error:
+        raise ClusterError(
+            f"cluster.kind: local-cuda needs dask-cuda ({error}); install bigmap[cuda], or run "
+            "with --cluster local"
+        ) from None
+    with dask.config.set(local_config()):
+        try:
+            cluster = LocalCUDACluster(**cuda_options(settings, memory_gb=memory_gb))
+        except (ValueError, RuntimeError, OSError) as error:
+            raise _explain_cuda(error) from error
+        except Exception as error:
+            # The errors of NVML have no public base class but Exception.
+            if not type(error).__module__.startswith("pynvml"):
+                raise
+            raise _explain_cuda(error) from error
+        with cluster:
+            yield cluster
+
+
+def cuda_options(settings: LocalCudaCluster, *, memory_gb: float) -> dict[str, Any]:
+    """Return the arguments of dask-cuda's cluster."""
+    options = _common_options(settings.blocks_per_worker, memory_gb)
+    if settings.gpus is not None:
+        options["CUDA_VISIBLE_DEVICES"] = list(settings.gpus)
+    return options
+
+
+def _explain_cuda(error: Exception) -> ClusterError:
+    return ClusterError(
+        f"cluster.kind: local-cuda found no usable GPU here ({type(error).__name__}: {error}); "
+        "check nvidia-smi and cluster.gpus, or run with --cluster local"
+    )
+
+
+def _common_options(blocks: int, memory_gb: float) -> dict[str, Any]:
+    return {
+        "threads_per_worker": blocks,
+        "memory_limit": int(memory_gb * 1e9),
+        "host": LOOPBACK,
+        "dashboard_address": DASHBOARD,
+        "silence_logs": 50,
+    }
