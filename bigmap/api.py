@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import xarray as xr
 
-from bigmap.clusters import open_client, threads_per_worker
+from bigmap.clusters import Cluster, threads_per_worker
 from bigmap.config import Recipe, load_recipe
 from bigmap.cube import open_cube_of
 from bigmap.errors import RecipeError
@@ -68,14 +68,14 @@ def run(
     """
     resuming = check_output(recipe, resume=resume, overwrite=overwrite)
     items = RunFolder(recipe.output.path).read_items() if resuming else None
-    prepared = make_plan(recipe, catalogue=items)
-    if resuming:
-        RunFolder(recipe.output.path).check_plan(prepared)
     reporter = reporter or SilentReporter()
-    with open_client(recipe, note=reporter.note) as client:
+    with Cluster(recipe, note=reporter.note) as cluster:
+        prepared = make_plan(recipe, catalogue=items, render=cluster.render)
+        if resuming:
+            RunFolder(recipe.output.path).check_plan(prepared)
         return run_plan(
             prepared,
-            client,
+            cluster.client,
             resume=resuming,
             limit=limit,
             threads=threads_per_worker(recipe),

@@ -248,7 +248,12 @@ class Plan:
         return [asset for row in self.catalogue.rows[:1] for asset in row.assets.values()]
 
 
-def make_plan(recipe: Recipe, *, catalogue: Catalogue | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    *,
+    catalogue: Catalogue | None = None,
+    render: simulate.Renderer = simulate.render_here,
+) -> Plan:
     """Derive the plan of a run.
 
     Parameters
@@ -257,6 +262,8 @@ def make_plan(recipe: Recipe, *, catalogue: Catalogue | None = None) -> Plan:
         The recipe; a simulated source writes the scenes it needs here.
     catalogue
         The items of a run that is resumed; otherwise the source is searched.
+    render
+        Renders what a simulated source lacks; by default processes of this machine.
 
     Raises
     ------
@@ -276,8 +283,9 @@ def make_plan(recipe: Recipe, *, catalogue: Catalogue | None = None) -> Plan:
     draft = Plan(recipe, lattice, area, extent, blocks, nothing, model, windowing, layers)
     _check_inputs(recipe)
     _check_memory(draft)
+    # Also for a run that goes on: the cache may have lost scenes since.
+    source = _write_simulated(recipe, _request_scenes(recipe, lattice, model, area), render)
     if catalogue is None:
-        source = _write_simulated(recipe, lattice, model, area)
         outline = shapely.intersection_all(list(area.parts))
         margin_m = CONTEXT_CELLS * lattice.cell_px * lattice.gsd_m
         around = outline.simplify(margin_m / 20).buffer(margin_m, quad_segs=4)
@@ -440,15 +448,18 @@ def _request_scenes(
 
 
 def _write_simulated(
-    recipe: Recipe, lattice: Lattice, model: MapModel, area: Area
+    recipe: Recipe, request: simulate.SceneRequest, render: simulate.Renderer
 ) -> RealSourceConfig:
     """Turn a simulated source into the files that it writes; leave others as they are."""
     source = recipe.source
     if not isinstance(source, SimulatedSource):
         return source
-    request = _request_scenes(recipe, lattice, model, area)
-    limit = int(source.cache_gb * 1e9)
-    items = simulate.write_scenes(request, simulated_cache(source), max_bytes=limit)
+    items = simulate.write_scenes(
+        request,
+        simulated_cache(source),
+        max_bytes=int(source.cache_gb * 1e9),
+        render=render,
+    )
     common = source.model_dump(exclude={"kind", "seed", "scene_px", "cache", "cache_gb"})
     return FilesSource(kind="files", files=(str(items),), **common)
 

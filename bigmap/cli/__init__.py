@@ -169,15 +169,13 @@ def read_recipe(
     cluster: str | None = None,
 ) -> Recipe:
     """Load a recipe and apply the options that all commands share."""
-    recipe = load_recipe(path, settings, cluster=cluster)
+    if source not in (None, "simulated"):
+        raise RecipeError(f"--source {source}: only simulated can be asked for here")
+    recipe = load_recipe(path, settings, simulated=source is not None, cluster=cluster)
+    if bbox is None:
+        return recipe
     raw = recipe.model_dump(mode="json")
-    if bbox is not None:
-        raw["area"]["clip_bbox"] = parse_bbox(bbox)
-    if source is not None:
-        if source != "simulated":
-            raise RecipeError(f"--source {source}: only simulated can be asked for here")
-        kept = ("start", "end", "max_cloud_percent")
-        raw["source"] = {"kind": "simulated"} | {key: raw["source"][key] for key in kept}
+    raw["area"]["clip_bbox"] = parse_bbox(bbox)
     return parse_recipe(raw, origin=str(path))
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
 
 from distributed import Client
 
 from bigmap.clusters.existing import connect
 from bigmap.clusters.local import start_cuda, start_local
+from bigmap.clusters.scenes import render_on
 from bigmap.clusters.slurm import start_slurm
 from bigmap.config import ExistingCluster, LocalCluster, LocalCudaCluster, Recipe, SlurmCluster
 from bigmap.machine import count_cores, machine_memory_gb
 from bigmap.planning import workers_of
+from bigmap.simulate import SceneRequest, SceneTask
 
-__all__ = ["open_client", "threads_per_worker"]
+__all__ = ["Cluster", "open_client", "render_on", "threads_per_worker"]
 
 
 def _say_nothing(message: str) -> None:
@@ -58,6 +62,24 @@ def open_client(recipe: Recipe, *, note: Callable[[str], None] = _say_nothing) -
         case ExistingCluster():
             with connect(settings) as client:
                 yield client
+
+
+class Cluster(ExitStack):
+    """A recipe's cluster, started when it is first needed: most mistakes are found before."""
+
+    def __init__(self, recipe: Recipe, *, note: Callable[[str], None] = _say_nothing) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.note = note
+
+    @cached_property
+    def client(self) -> Client:
+        """Of the cluster, which :func:`open_client` opens and the end of the context stops."""
+        return self.enter_context(open_client(self.recipe, note=self.note))
+
+    def render(self, request: SceneRequest, tasks: Sequence[SceneTask], cache: Path) -> None:
+        """Render simulated scenes on the cluster; see :func:`render_on`."""
+        render_on(self.client, request, tasks, cache, threads=threads_per_worker(self.recipe))
 
 
 def threads_per_worker(recipe: Recipe) -> int:

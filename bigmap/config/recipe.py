@@ -442,8 +442,16 @@ _StrictLoader.yaml_implicit_resolvers = {
 }
 
 
+SIMULATED_KEEPS = ("start", "end", "max_cloud_percent")
+"""Fields of any source that hold for simulated scenes in its place."""
+
+
 def load_recipe(
-    path: str | Path, overrides: Sequence[str] = (), *, cluster: str | None = None
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    cluster: str | None = None,
+    simulated: bool = False,
 ) -> Recipe:
     """Read and validate a recipe.
 
@@ -456,6 +464,9 @@ def load_recipe(
     cluster
         A cluster file, or a name as in :func:`find_cluster`, that replaces the recipe's own
         ``cluster``.
+    simulated
+        Use simulated scenes of the same days in place of the recipe's source; overrides of
+        ``source`` are then those of a simulated one.
 
     Raises
     ------
@@ -467,6 +478,10 @@ def load_recipe(
     if cluster is not None:
         raw["cluster"], source = find_cluster(cluster)
         origin += f" with {source}"
+    given = raw.get("source")
+    if simulated and isinstance(given, dict):
+        common = {field: given[field] for field in SIMULATED_KEEPS if field in given}
+        raw["source"] = {"kind": "simulated"} | common
     for override in overrides:
         _apply_override(raw, override)
     _resolve_paths(raw, file)

@@ -9,6 +9,7 @@ from bigmap.simulate.catalogs import write_geoparquet, write_static_catalog
 from bigmap.simulate.files import trim_cache
 from bigmap.simulate.flavours import FLAVOURS
 from bigmap.simulate.images import render_reflectance, render_second_sensor
+from bigmap.simulate.pool import Pool, start_pool
 from bigmap.simulate.scenes import (
     Renderer,
     SceneRequest,
@@ -27,6 +28,7 @@ from bigmap.simulate.world import World, write_world
 __all__ = [
     "FLAVOURS",
     "LAYERS",
+    "Pool",
     "Renderer",
     "SceneRequest",
     "SceneTask",
@@ -38,6 +40,7 @@ __all__ = [
     "render_truth",
     "serve_folder",
     "split_tasks",
+    "start_pool",
     "trim_cache",
     "write_geoparquet",
     "write_scenes",

@@ -111,7 +111,10 @@ class Pool:
 
 @contextmanager
 def start_pool(setup: object, processes: int) -> Iterator[Pool]:
-    """Start processes and end them; for arguments see :func:`run_tasks`."""
+    """Start processes and end them; for arguments see :func:`run_tasks`.
+
+    At the end they are waited for; after an error they are asked to end at once.
+    """
     started: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(processes):
@@ -119,8 +122,10 @@ def start_pool(setup: object, processes: int) -> Iterator[Pool]:
             started.append(process)
             _send(process.stdin, setup)
         yield Pool(started)
-    finally:
+    except BaseException:
         Pool(started).stop()
+        raise
+    finally:
         for process in started:
             process.communicate()
 

@@ -36,7 +36,7 @@ from bigmap.simulate.items import name_item
 from bigmap.simulate.pool import count_cores, run_tasks
 from bigmap.simulate.rendering import SceneJob, list_datatakes_of, render_scenes
 from bigmap.simulate.sensor import MSI
-from bigmap.simulate.tiles import SCENE_SIDES_PX, Part, list_parts
+from bigmap.simulate.tiles import PIECE_PX, SCENE_SIDES_PX, Part, list_parts
 
 VERSION = 5
 """Of the world: part of every path, so that a changed world never mixes with an older one."""
@@ -103,11 +103,10 @@ def render_here(request: SceneRequest, tasks: Sequence[SceneTask], cache: Path) 
     RunError
         If a process ends, for example for lack of memory.
     """
-    pieces = sum(len(task.datatakes) for task in tasks) * (request.scene_px // 366) ** 2
-    processes = min(MOST_PROCESSES, count_cores(), pieces // PIECES_PER_PROCESS)
-    tasks = split_tasks(tasks, processes)
-    if min(processes, len(tasks)) > 1:
-        run_tasks((request, cache), tasks, processes=min(processes, len(tasks)))
+    tasks = split_tasks(request, tasks, min(MOST_PROCESSES, count_cores()))
+    processes = min(MOST_PROCESSES, count_cores(), _most_workers(request, tasks), len(tasks))
+    if processes > 1:
+        run_tasks((request, cache), tasks, processes=processes)
         return
     for task in tasks:
         write_task(request, task, cache)
@@ -213,11 +212,17 @@ def list_tasks(request: SceneRequest, parts: Sequence[Part], cache: Path) -> lis
     return tasks
 
 
-def split_tasks(tasks: Sequence[SceneTask], count: int) -> list[SceneTask]:
-    """Split tasks until none holds more than its share of the scenes for ``count`` workers."""
+def split_tasks(request: SceneRequest, tasks: Sequence[SceneTask], workers: int) -> list[SceneTask]:
+    """Split tasks where that gives work to more of so many workers; files stay the same."""
     scenes = sum(len(task.datatakes) for task in tasks)
-    most = math.ceil(scenes / max(1, count))
+    most = math.ceil(scenes / max(1, min(workers, _most_workers(request, tasks))))
     return [SceneTask(task.part, chunk) for task in tasks for chunk in _cut(task.datatakes, most)]
+
+
+def _most_workers(request: SceneRequest, tasks: Sequence[SceneTask]) -> int:
+    """Return how many processes are worth their start."""
+    scenes = sum(len(task.datatakes) for task in tasks)
+    return int(scenes * (request.scene_px // PIECE_PX) ** 2 // PIECES_PER_PROCESS)
 
 
 def write_task(request: SceneRequest, task: SceneTask, cache: Path) -> None:

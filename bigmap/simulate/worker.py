@@ -36,6 +36,8 @@ def serve_tasks() -> None:
             sys.stdout.flush()
     except EOFError:
         return  # the caller has no more tasks, or has ended
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _receive() -> Any:

@@ -93,3 +93,16 @@ def test_a_run_says_that_it_simulates_and_keeps_its_limit(
     assert code == 0
     assert json.loads(text)["estimate"]["items"] > 0
     assert "simulating " in error
+
+
+def test_settings_reach_the_simulated_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", **SMALL)
+    simulated = ("plan", recipe, "--source", "simulated")
+    code, _, error = call(capsys, *simulated, "--set", "source.cache_gb=0.0001")
+    assert code == 2
+    assert "the cache may hold 0.0 GB" in error
+    code, _, error = call(capsys, *simulated, "--set", "source.scene_px=500")
+    assert code == 2
+    assert "source.scene_px" in error
