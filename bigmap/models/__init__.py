@@ -26,11 +26,14 @@ from bigmap.models.base import (
     NetworkModel,
     OptionValue,
 )
+from bigmap.models.bicubic import BicubicModel
 from bigmap.models.card import ModelCard, Training, read_card
 from bigmap.models.checkpoint import load_weights, read_tensors, save_weights
+from bigmap.models.highresnet import HighresnetModel
 from bigmap.models.legends import LEGENDS
 from bigmap.models.ndvi import NdviModel
 from bigmap.models.small_conv import SmallConvModel
+from bigmap.models.srresnet import SrresnetModel
 
 __all__ = [
     "LEGENDS",
@@ -51,7 +54,13 @@ __all__ = [
     "save_weights",
 ]
 
-BUILT_IN: dict[str, type[MapModel]] = {"ndvi": NdviModel, "small-conv": SmallConvModel}
+BUILT_IN: dict[str, type[MapModel]] = {
+    "bicubic": BicubicModel,
+    "highres-net": HighresnetModel,
+    "ndvi": NdviModel,
+    "small-conv": SmallConvModel,
+    "srresnet": SrresnetModel,
+}
 
 
 def list_models() -> dict[str, type[MapModel]]:

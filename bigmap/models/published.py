@@ -12,8 +12,11 @@ from bigmap.models import build_model
 from bigmap.models.base import OptionValue
 from bigmap.models.card import Training
 from bigmap.models.checkpoint import read_tensors, save_weights
+from bigmap.models.importing import import_highresnet
 
-IMPORTERS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {}
+IMPORTERS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
+    "highres-net": import_highresnet
+}
 """Turn the published names of a network's tensors into ours."""
 
 

@@ -46,13 +46,15 @@ def test_scores_have_the_declared_shape(name):
     model = build_small(name)
     scores = run(model, *make_input(model))
     fine = 24 * model.spec.upscale
-    wanted = {layer.name for layer in model.spec.extra_layers} | {"probability"}
+    wanted = {layer.name for layer in model.spec.extra_layers}
+    wanted |= {"probability"} if model.spec.legend else set()
     assert set(scores) == wanted
     for values in scores.values():
         assert values.shape[-2:] == (fine, fine)
         assert values.isfinite().all()
-    total = scores["probability"].sum(dim=1)
-    assert torch.allclose(total, torch.ones_like(total))
+    if model.spec.legend:
+        total = scores["probability"].sum(dim=1)
+        assert torch.allclose(total, torch.ones_like(total))
 
 
 @pytest.mark.parametrize("name", list(list_models()))
@@ -79,7 +81,9 @@ def test_an_exact_model_sees_no_farther_than_its_halo(name):
     clear[:] = True
     reflectance.requires_grad_()
     centre = 24 * model.spec.upscale
-    model(reflectance, dates, clear)["probability"][0, 0, centre, centre].backward()
+    scores = model(reflectance, dates, clear)
+    first = scores["probability" if model.spec.legend else model.spec.extra_layers[0].name]
+    first[0, 0, centre, centre].backward()
     touched = reflectance.grad.abs().sum(dim=(0, 1, 2)).nonzero()
     reach = (touched - 24).abs().max().item()
     assert 0 < reach <= model.spec.halo_px
@@ -181,7 +185,7 @@ def test_a_window_does_not_depend_on_its_batch(batch):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nvdi", {}, "unknown; there are ndvi, small-conv"),
+        ("nvdi", {}, "unknown; there are bicubic, "),
         ("ndvi", {"treshold": 0.3}, "model.options.treshold is unknown to ndvi; it has threshold"),
         ("ndvi", {"threshold": 3.0}, "threshold 3.0 is not an NDVI"),
         ("small-conv", {"width": 0}, "width 1 to 256"),
