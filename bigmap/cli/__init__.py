@@ -25,6 +25,8 @@ from bigmap.runner import RunSummary, stop_on_signals
 from bigmap.runs import RunStatus, check_output, read_status
 
 USER_ERROR = 2
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, which typer gives."""
 STOPPED = 75
 
 app = typer.Typer(
@@ -318,13 +320,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     show_log("bigmap.simulate")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        sys.exit(app(given or ["--help"], prog_name="bigmap", standalone_mode=False))
+        code = app(given or ["--help"], prog_name="bigmap", standalone_mode=False)
     except StoppedError as error:
         fail(str(error), code=STOPPED)
     except BigmapError as error:
         fail(str(error))
     except typer.TyperException as error:
         fail(f"{error.format_message().rstrip('.')}; see bigmap --help")
+    if code == INTERRUPTED:
+        fail("interrupted", code=INTERRUPTED)
+    sys.exit(code)
 
 
 def show_log(name: str) -> None:

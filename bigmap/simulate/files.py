@@ -6,7 +6,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,27 @@ def replace_through(file: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def fill_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder beside a new one to write into; it takes the new one's place at the end.
+
+    After an error or an interruption it is removed.
+
+    Parameters
+    ----------
+    folder
+        Does not exist yet, or is empty.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}-unfinished")
+    try:
+        yield temporary
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_cog(

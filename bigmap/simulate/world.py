@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bigmap.errors import OutputError, PlanError
 from bigmap.simulate.catalogs import write_geoparquet, write_static_catalog
+from bigmap.simulate.files import fill_folder
 from bigmap.simulate.scenes import SceneRequest, write_scenes
 from bigmap.simulate.tiles import Bounds
 from bigmap.simulate.truth import LAYERS
@@ -47,7 +48,8 @@ def write_world(
     request
         Its CRS is also that of the truth.
     folder
-        Gets ``scenes/``, ``catalog/``, ``items.parquet`` and ``truth/``.
+        New or empty; gets ``scenes/``, ``catalog/``, ``items.parquet`` and ``truth/`` at the
+        very end, so that it never holds half a world.
     truth_bounds
         Area of the truth; by default that of the request.
     layers
@@ -63,21 +65,45 @@ def write_world(
     bounds = truth_bounds or request.bounds
     if layers:
         _check_truth(bounds)
-    items = write_scenes(request, folder / "scenes", max_bytes=max_bytes)
     try:
-        return World(
-            items=items,
-            catalog=write_static_catalog(items, folder / "catalog"),
-            table=write_geoparquet(items, folder / "items.parquet"),
-            truth=write_truth(
-                folder / "truth", request.crs, bounds, seed=request.seed, layers=layers
-            ),
-            polygons=write_truth_polygons(folder / "truth", request.crs, bounds, seed=request.seed)
-            if layers
-            else {},
-        )
+        if folder.exists() and any(folder.iterdir()):
+            raise OutputError(f"{folder}: exists and is not empty; choose another folder")
+        with fill_folder(folder) as unfinished:
+            world = _write_files(request, unfinished, bounds, layers, max_bytes)
     except OSError as error:
-        raise OutputError(f"{folder}: the truth cannot be written ({error.strerror})") from error
+        raise OutputError(f"{folder}: the world cannot be written ({error.strerror})") from error
+    return _move(world, unfinished, folder)
+
+
+def _write_files(
+    request: SceneRequest,
+    folder: Path,
+    bounds: Bounds,
+    layers: tuple[str, ...],
+    max_bytes: int | None,
+) -> World:
+    crs, seed, truth = request.crs, request.seed, folder / "truth"
+    items = write_scenes(request, folder / "scenes", max_bytes=max_bytes)
+    return World(
+        items=items,
+        catalog=write_static_catalog(items, folder / "catalog"),
+        table=write_geoparquet(items, folder / "items.parquet"),
+        truth=write_truth(truth, crs, bounds, seed=seed, layers=layers),
+        polygons=write_truth_polygons(truth, crs, bounds, seed=seed) if layers else {},
+    )
+
+
+def _move(world: World, old: Path, new: Path) -> World:
+    def move(file: Path) -> Path:
+        return new / file.relative_to(old)
+
+    return World(
+        items=move(world.items),
+        catalog=move(world.catalog),
+        table=move(world.table),
+        truth={name: move(file) for name, file in world.truth.items()},
+        polygons={name: move(file) for name, file in world.polygons.items()},
+    )
 
 
 def _check_truth(bounds: Bounds) -> None:

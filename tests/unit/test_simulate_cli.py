@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -106,3 +111,33 @@ def test_settings_reach_the_simulated_source(
     code, _, error = call(capsys, *simulated, "--set", "source.scene_px=500")
     assert code == 2
     assert "source.scene_px" in error
+
+
+@pytest.mark.parametrize("command", ["simulate", "plan"])
+def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path, command: str) -> None:
+    """SIGINT to the whole group, as a terminal sends it."""
+    days = {"kind": "simulated", "start": "2024-05-01", "end": "2024-06-30", "cache": "cache"}
+    days["scene_px"] = 366
+    recipe = write_recipe(tmp_path / "recipe.yaml", **{**SMALL, "source": days})
+    options = ["--out", str(tmp_path / "world"), "--no-truth"] if command == "simulate" else []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bigmap.cli", command, str(recipe), *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(Path(bigmap.__file__).parents[1])},
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("item.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert [line for line in errors.splitlines() if not line.startswith("simulating ")] == [
+        "bigmap: interrupted"
+    ]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == ({"recipe.yaml"} if command == "simulate" else {"recipe.yaml", "cache"})
+    assert not [file for file in tmp_path.rglob(".*") if file.is_file()]
