@@ -1,10 +1,24 @@
-"""Slim rows of STAC items: all that planning and workers need to know of a scene."""
+"""Slim rows of STAC items: all that planning and workers need to know of a scene.
+
+A million rows as objects would fill ten gigabytes, so they are kept as columns. Hrefs take most
+of the room, and those of one item differ little: an item keeps the folder and the stem that its
+files share, and points to a layout, which most items have in common.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 BANDS = (
     "coastal", "blue", "green", "red", "rededge1", "rededge2", "rededge3",
@@ -47,3 +61,215 @@ class ItemRow:
     mgrs_tile: str | None
     assets: Mapping[str, AssetRow]
     """By common band name, and the mask under the name of its asset."""
+
+
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "collection": _TEXT,
+        "datetime": pa.timestamp("us", "UTC"),
+        "solar_day": pa.date32(),
+        "epsg": pa.int32(),
+        "left": pa.float64(),
+        "bottom": pa.float64(),
+        "right": pa.float64(),
+        "top": pa.float64(),
+        "dn_shift": pa.int16(),
+        "cloud_percent": pa.float64(),
+        "baseline": _TEXT,
+        "mgrs_tile": _TEXT,
+        "folder": pa.string(),
+        "stem": pa.string(),
+        "layout": _TEXT,
+    }
+)
+"""Columns of a table of items; ``folder``, ``stem`` and ``layout`` together are the assets."""
+
+_BATCH_ROWS = 20_000
+_STEM = "\0"
+"""Stands for the stem in a layout; no href holds it."""
+
+
+class ItemTable(Sequence[ItemRow]):
+    """Rows of many items in columns; a sequence of :class:`ItemRow`, each made when asked for.
+
+    Parameters
+    ----------
+    columns
+        Of :data:`SCHEMA`.
+    """
+
+    __slots__ = ("columns",)
+
+    def __init__(self, columns: pa.Table) -> None:
+        self.columns = columns
+
+    @classmethod
+    def of(cls, rows: Iterable[ItemRow]) -> ItemTable:
+        """Gather rows, in their order."""
+        if isinstance(rows, ItemTable):
+            return rows
+        waiting, parts = iter(rows), []
+        while batch := list(islice(waiting, _BATCH_ROWS)):
+            parts.append(pa.Table.from_pylist([_pack(row) for row in batch], schema=SCHEMA))
+        table = pa.concat_tables(parts) if parts else SCHEMA.empty_table()
+        return cls(table.unify_dictionaries().combine_chunks())
+
+    def __len__(self) -> int:
+        return int(self.columns.num_rows)
+
+    @overload
+    def __getitem__(self, index: int) -> ItemRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> ItemTable: ...
+    def __getitem__(self, index: int | slice) -> ItemRow | ItemTable:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        place = range(len(self))[index]
+        (row,) = self.columns.slice(place, 1).to_pylist()
+        return _unpack(row)
+
+    def __iter__(self) -> Iterator[ItemRow]:
+        for batch in self.columns.to_batches(max_chunksize=_BATCH_ROWS):
+            yield from map(_unpack, batch.to_pylist())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        pairs = zip(self, other, strict=True)
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in pairs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel without what other rows need of the dictionaries."""
+        columns = [
+            column.cast(pa.string()).combine_chunks().dictionary_encode()
+            if pa.types.is_dictionary(column.type)
+            else column
+            for column in self.columns.columns
+        ]
+        return ItemTable, (pa.table(columns, schema=SCHEMA),)
+
+    def take(self, indices: npt.NDArray[np.integer[Any]]) -> ItemTable:
+        """Return some of the rows, in the order of their indices."""
+        return ItemTable(self.columns.take(pa.array(indices)))
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """Return a column of numbers or times as an array."""
+        values: npt.NDArray[Any] = self.columns[name].to_numpy()
+        return values
+
+    def folders(self) -> list[str]:
+        """Return the folders that hold all files, each once."""
+        folders: list[str] = pc.unique(self.columns["folder"]).to_pylist()
+        return folders
+
+    def places(self) -> list[tuple[int, tuple[float, float, float, float], npt.NDArray[np.intp]]]:
+        """Return each EPSG code and bounds that occur, with the indices of its rows, rising.
+
+        All products of a tile lie in one place, so that there are few.
+        """
+        names = ("epsg", "left", "bottom", "right", "top")
+        if not len(self):
+            return []
+        table = np.stack([self.column(name).astype(np.float64) for name in names], axis=1)
+        unique, codes = np.unique(table, axis=0, return_inverse=True)
+        order = np.argsort(codes.ravel(), kind="stable")
+        ends = np.cumsum(np.bincount(codes.ravel(), minlength=len(unique)))
+        return [
+            (int(epsg), (float(left), float(bottom), float(right), float(top)), indices)
+            for (epsg, left, bottom, right, top), indices in zip(
+                unique, np.split(order, ends[:-1]), strict=True
+            )
+        ]
+
+
+def _pack(row: ItemRow) -> dict[str, Any]:
+    """Turn a row into the values of :data:`SCHEMA`."""
+    left, bottom, right, top = row.bounds
+    folder, stem, layout = pack_assets(row)
+    return {
+        "id": row.id, "collection": row.collection, "datetime": row.datetime,
+        "solar_day": row.solar_day, "epsg": row.epsg, "left": left, "bottom": bottom,
+        "right": right, "top": top, "dn_shift": row.dn_shift, "cloud_percent": row.cloud_percent,
+        "baseline": row.baseline, "mgrs_tile": row.mgrs_tile, "folder": folder, "stem": stem,
+        "layout": layout,
+    }  # fmt: skip
+
+
+def _unpack(values: Mapping[str, Any]) -> ItemRow:
+    bounds = values["left"], values["bottom"], values["right"], values["top"]
+    return ItemRow(
+        id=values["id"],
+        collection=values["collection"],
+        datetime=values["datetime"].astimezone(dt.UTC),
+        solar_day=values["solar_day"],
+        epsg=values["epsg"],
+        bounds=bounds,
+        dn_shift=values["dn_shift"],
+        cloud_percent=values["cloud_percent"],
+        baseline=values["baseline"],
+        mgrs_tile=values["mgrs_tile"],
+        assets=_unpack_assets(values["folder"], values["stem"], values["layout"], bounds),
+    )
+
+
+def pack_assets(row: ItemRow) -> tuple[str, str, str]:
+    """Return the folder that the files share, the stem of their names, and the layout as JSON."""
+    hrefs = [asset.href for asset in row.assets.values()]
+    shared = _shared_start(hrefs)
+    folder = shared[: shared.rfind("/") + 1]
+    names = [href.rpartition("/")[2] for href in hrefs]
+    stem = _shared_start(names) if len(set(names)) > 1 else ""
+    left, top = row.bounds[0], row.bounds[3]
+    # Corners are told from that of the item, which makes layouts equal, where nothing is lost.
+    origin = (left, top)
+    if any(
+        (x + (asset.transform[2] - x), y + (asset.transform[5] - y))
+        != (asset.transform[2], asset.transform[5])
+        for x, y, asset in ((left, top, asset) for asset in row.assets.values())
+    ):
+        origin = (0.0, 0.0)
+    entries = []
+    for name, asset in row.assets.items():
+        rest = asset.href[len(folder) :]
+        start = rest.rfind("/") + 1
+        suffix = rest[:start] + _STEM + rest[start + len(stem) :]
+        a, b, c, d, e, f = asset.transform
+        entries.append([name, suffix, *asset.shape, a, b, c - origin[0], d, e, f - origin[1]])
+    return folder, stem, json.dumps([origin != (0.0, 0.0), entries])
+
+
+def _shared_start(texts: list[str]) -> str:
+    """Return what all texts start with."""
+    first, last = min(texts), max(texts)
+    for place, (a, b) in enumerate(zip(first, last, strict=False)):
+        if a != b:
+            return first[:place]
+    return first
+
+
+def names_in_layout(layout: str) -> set[str]:
+    """Return the names of the assets of a layout."""
+    return {str(entry[0]) for entry in _parse_layout(layout)[1]}
+
+
+def _unpack_assets(
+    folder: str, stem: str, layout: str, bounds: tuple[float, float, float, float]
+) -> dict[str, AssetRow]:
+    is_relative, entries = _parse_layout(layout)
+    x, y = (bounds[0], bounds[3]) if is_relative else (0.0, 0.0)
+    return {
+        name: AssetRow(
+            folder + suffix.replace(_STEM, stem), (height, width), (a, b, c + x, d, e, f + y)
+        )
+        for name, suffix, height, width, a, b, c, d, e, f in entries
+    }
+
+
+@lru_cache(maxsize=4096)
+def _parse_layout(layout: str) -> tuple[bool, tuple[tuple[Any, ...], ...]]:
+    is_relative, entries = json.loads(layout)
+    return is_relative, tuple(tuple(entry) for entry in entries)

@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 
 from bigmap import grid, simulate
@@ -38,7 +38,7 @@ from bigmap.cube.loaders import bounds_on, epsg_of
 from bigmap.errors import CatalogError, PlanError, RecipeError
 from bigmap.grid import ROI, Area, Lattice
 from bigmap.inference import Windowing
-from bigmap.items import AssetRow, ItemRow
+from bigmap.items import AssetRow, ItemTable
 from bigmap.machine import count_gpus, machine_memory_gb
 from bigmap.models import (
     LEGENDS,
@@ -97,12 +97,14 @@ class Plan:
         """Return the name of a block."""
         return name_block(self.lattice, block)
 
-    def rows_of(self, block: ROI) -> tuple[ItemRow, ...]:
+    def rows_of(self, block: ROI) -> ItemTable:
         """Return the items that may have pixels in a block or in the context it reads."""
         # A block under blending reads the whole cells around it, to choose their dates.
         context = grid.grow(block, self.lattice.cell_px + self.halo_px)
-        found = self._footprints.query(shapely.box(*self.lattice.bounds(context)))
-        return tuple(self.catalogue.rows[index] for index in sorted(found))
+        tree, indices = self._footprints
+        found = tree.query(shapely.box(*self.lattice.bounds(context)))
+        chosen = [indices[place] for place in found]
+        return self.catalogue.rows.take(np.sort(np.concatenate([np.zeros(0, np.intp), *chosen])))
 
     @property
     def halo_px(self) -> int:
@@ -110,9 +112,11 @@ class Plan:
         return self.windowing.halo_px(self.model.spec, self.lattice)
 
     @cached_property
-    def _footprints(self) -> shapely.STRtree:
-        crs = self.lattice.crs
-        return shapely.STRtree([shapely.box(*bounds_on(crs, row)) for row in self.catalogue.rows])
+    def _footprints(self) -> tuple[shapely.STRtree, list[npt.NDArray[np.intp]]]:
+        """Return a tree of the places where items lie, and the items of each place."""
+        places, crs = self.catalogue.rows.places(), self.lattice.crs
+        boxes = [shapely.box(*bounds_on(crs, epsg, bounds)) for epsg, bounds, _ in places]
+        return shapely.STRtree(boxes), [indices for _, _, indices in places]
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what a resumed run must find unchanged beside the recipe's own words."""
@@ -212,7 +216,7 @@ class Plan:
 
     def _dates(self) -> tuple[int, int]:
         """Return the number of dates, and how many of them a cell uses at most."""
-        dates = len({row.solar_day for row in self.catalogue.rows})
+        dates = len(np.unique(self.catalogue.rows.column("solar_day")))
         return dates, min(self.recipe.dates.max_per_cell, max(dates, 1))
 
     def _layer_bytes(self) -> int:
@@ -279,7 +283,7 @@ def make_plan(
     _check_size(extent, lattice)
     blocks = tuple(b for b in lattice.blocks(extent) if area.intersects(lattice.bounds(b)))
     layers = _choose_layers(recipe, model)
-    nothing = Catalogue((), Audit(0, 0, (), (), (), ()))
+    nothing = Catalogue(ItemTable.of(()), Audit(0, 0, (), (), (), ()))
     draft = Plan(recipe, lattice, area, extent, blocks, nothing, model, windowing, layers)
     _check_inputs(recipe)
     _check_memory(draft)
@@ -527,13 +531,12 @@ def _refuse_inside(output: str, folder: Path) -> None:
         )
 
 
-def common_folder(rows: Sequence[ItemRow]) -> Path | None:
+def common_folder(rows: ItemTable) -> Path | None:
     """Return the folder that holds all local files of the items, None where they are remote."""
-    hrefs = {asset.href for row in rows for asset in row.assets.values()}
     folders = {
-        str(Path(urlsplit(href).path if href.startswith("file://") else href).resolve().parent)
-        for href in hrefs
-        if "://" not in href or href.startswith("file://")
+        str(Path(urlsplit(folder).path if folder.startswith("file://") else folder).resolve())
+        for folder in rows.folders()
+        if "://" not in folder or folder.startswith("file://")
     }
     if not folders:
         return None

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from bigmap.items import ItemRow
+from bigmap.items import ItemRow, ItemTable
 
 Kind = Literal[
     "duplicate",
@@ -96,7 +96,7 @@ def _list_months(months: tuple[str, ...]) -> str:
 class Catalogue:
     """The items of a map and how they were chosen."""
 
-    rows: tuple[ItemRow, ...]
+    rows: ItemTable
     """In the order of solar day, time and id, which is total."""
     audit: Audit
 

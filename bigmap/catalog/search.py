@@ -6,7 +6,7 @@ import datetime as dt
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 import shapely
@@ -23,11 +23,13 @@ from bigmap.catalog.parsing import (
     stated_footprint_of,
     time_of,
 )
+from bigmap.catalog.saved import choose_saved
 from bigmap.catalog.sources import RawItem, read_item_file, walk_catalog
 from bigmap.catalog.stac_api import search_api
+from bigmap.catalog.storage import is_saved_catalogue, load_items
 from bigmap.config import AccessConfig, FilesSource, StacApiSource, StaticCatalogSource
 from bigmap.errors import CatalogError
-from bigmap.items import ItemRow
+from bigmap.items import ItemRow, ItemTable
 from bigmap.radiometry import parse_baseline
 
 Source = StacApiSource | FilesSource | StaticCatalogSource
@@ -142,6 +144,10 @@ def find_items(
         ``harmonise: refuse`` meets an item that contradicts itself.
     """
     shapely.prepare(geometry_lonlat)
+    if isinstance(source, FilesSource) and len(source.files) == 1:
+        (path,) = source.files
+        if is_saved_catalogue(path):
+            return _find_saved(source, tuple(bands), mask_asset, geometry_lonlat)
     selection = _Selection(source, tuple(bands), mask_asset, geometry_lonlat)
     for item, location in _read(source, geometry_lonlat):
         selection.add(item, location)
@@ -151,7 +157,7 @@ def find_items(
     rows = sorted((candidate.row for candidate in kept), key=order_of)
     findings = [*selection.findings, *duplicates]
     findings += [finding for candidate in kept for finding in candidate.findings]
-    findings += _access_findings(kept, source)
+    findings += _access_findings(_count_places(kept), source.access)
     audit = Audit(
         found=selection.found,
         kept=len(rows),
@@ -162,7 +168,25 @@ def find_items(
     )
     if not rows:
         raise CatalogError(_describe_empty(source, audit, geometry_lonlat))
-    return Catalogue(tuple(rows), audit)
+    return Catalogue(ItemTable.of(rows), audit)
+
+
+def _find_saved(
+    source: FilesSource, bands: tuple[str, ...], mask_asset: str | None, geometry: BaseGeometry
+) -> Catalogue:
+    """Choose from the one file of a source, which holds a catalogue that bigmap has saved."""
+    catalogue = choose_saved(
+        load_items(source.files[0]),
+        source,
+        bands=bands,
+        mask_asset=mask_asset,
+        geometry_lonlat=geometry,
+    )
+    if not catalogue.rows:
+        raise CatalogError(_describe_empty(source, catalogue.audit, geometry))
+    places = Counter(_place_of(folder) for folder in catalogue.rows.folders())
+    findings = (*catalogue.audit.findings, *_access_findings(places, source.access))
+    return replace(catalogue, audit=replace(catalogue.audit, findings=findings))
 
 
 def _read(source: Source, geometry: BaseGeometry) -> Iterator[RawItem]:
@@ -267,16 +291,24 @@ def _check_contradictions(selection: _Selection) -> None:
         )
 
 
-def _access_findings(kept: Iterable[Candidate], source: Source) -> list[Finding]:
-    """Name the places that cannot be read without settings, each once."""
+def _count_places(kept: Iterable[Candidate]) -> Counter[str]:
+    """Count the items that have files at each host or bucket."""
     places: Counter[str] = Counter()
     for candidate in kept:
-        hrefs = (asset.href for asset in candidate.row.assets.values())
-        places.update({"{0.scheme}://{0.netloc}".format(urlsplit(href)) for href in hrefs})
+        places.update({_place_of(asset.href) for asset in candidate.row.assets.values()})
+    return places
+
+
+def _place_of(href: str) -> str:
+    return "{0.scheme}://{0.netloc}".format(urlsplit(href))
+
+
+def _access_findings(places: Counter[str], access: AccessConfig) -> list[Finding]:
+    """Name the places that cannot be read without settings, each once."""
     return [
         Finding("access", place, f"{wish} ({count} items)")
         for place, count in sorted(places.items())
-        if (wish := _wish_of(place, source.access))
+        if (wish := _wish_of(place, access))
     ]
 
 

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import datetime as dt
-import io
 import json
 import os
 import tempfile
 import uuid
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import shapely
-from stac_geoparquet.arrow import parse_stac_items_to_arrow, stac_table_to_items, to_parquet
+from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
 
-from bigmap.catalog.audit import Audit, Catalogue, Finding, order_of
+from bigmap.catalog.audit import Audit, Catalogue, Finding
 from bigmap.catalog.hrefs import clean_href, is_url
 from bigmap.catalog.parsing import DECIDED_SHIFT
 from bigmap.catalog.projection import footprint_of
 from bigmap.catalog.sources import without_nulls
 from bigmap.errors import CatalogError, OutputError
-from bigmap.items import AssetRow, ItemRow
+from bigmap.items import SCHEMA, ItemRow, ItemTable, pack_assets
 
 _AUDIT_KEY = b"bigmap:audit"
+_BATCH_ITEMS = 20_000
+_COLUMNS = (
+    "id", "collection", "datetime", "bigmap:solar_day", "proj:code", "proj:bbox", DECIDED_SHIFT,
+    "eo:cloud_cover", "s2:processing_baseline", "grid:code", "bigmap:folder", "bigmap:stem",
+    "bigmap:layout",
+)  # fmt: skip
+"""What a table of items is made of; assets are read from their layout, which is much less."""
 _EXTENSIONS = (
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
     "https://stac-extensions.github.io/eo/v1.1.0/schema.json",
@@ -37,8 +47,10 @@ def save_items(catalogue: Catalogue, path: str) -> None:
     """Write a catalogue as stac-geoparquet, whole or not at all.
 
     Each row becomes a valid STAC item: the wanted assets with their projection, and bigmap's
-    decisions as properties (``bigmap:dn_shift``, ``bigmap:solar_day``). Its geometry is that of
-    its files. The audit is kept in the file's metadata. Hrefs carry no signature or password.
+    decisions as properties (``bigmap:dn_shift``, ``bigmap:solar_day``), and its files once more
+    as folder, stem and layout, from which a million items are read in seconds. Its geometry is
+    that of its files. The audit is kept in the file's metadata. Hrefs carry no signature or
+    password.
 
     Parameters
     ----------
@@ -52,19 +64,33 @@ def save_items(catalogue: Catalogue, path: str) -> None:
     OutputError
         If the file cannot be written.
     """
-    reader = parse_stac_items_to_arrow([to_item(row) for row in catalogue.rows])
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / "items.parquet"
-        to_parquet(reader, plain)
-        table = pq.read_table(plain)
     audit = json.dumps(catalogue.audit.to_dict()).encode()
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _AUDIT_KEY: audit})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    with tempfile.TemporaryDirectory() as folder:
+        plain, final = Path(folder) / "plain.parquet", Path(folder) / "items.parquet"
+        items = (to_item(row) for row in catalogue.rows)
+        to_parquet(_to_arrow(items, folder), plain)
+        _copy_with_audit(plain, final, audit)
+        content = final.read_bytes()
     try:
-        _write_atomically(path, buffer.getvalue())
+        _write_atomically(path, content)
     except (OSError, ImportError) as error:
         raise OutputError(f"{path} cannot be written ({error}); choose another path") from error
+
+
+def _to_arrow(items: Iterator[dict[str, Any]], folder: str) -> pa.RecordBatchReader:
+    """Turn items into Arrow a part at a time, since a million of them do not fit in memory."""
+    return parse_stac_items_to_arrow(
+        items, chunk_size=_BATCH_ITEMS, schema="ChunksToDisk", tmpdir=folder
+    )
+
+
+def _copy_with_audit(plain: Path, final: Path, audit: bytes) -> None:
+    with pq.ParquetFile(plain) as source:
+        schema = source.schema_arrow
+        schema = schema.with_metadata({**(schema.metadata or {}), _AUDIT_KEY: audit})
+        with pq.ParquetWriter(final, schema, compression="zstd") as target:
+            for batch in source.iter_batches(batch_size=_BATCH_ITEMS):
+                target.write_batch(batch.cast(schema))
 
 
 def load_items(path: str) -> Catalogue:
@@ -76,21 +102,77 @@ def load_items(path: str) -> Catalogue:
         If the file is missing or is not such a file.
     """
     try:
-        with fsspec.open(path, "rb") as file:
-            table = pq.read_table(io.BytesIO(file.read()))
-        audit = _audit_from(json.loads(table.schema.metadata[_AUDIT_KEY]))
-        rows = [from_item(without_nulls(item)) for item in stac_table_to_items(table)]
+        with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as stored:
+            audit = _audit_from(json.loads(stored.schema_arrow.metadata[_AUDIT_KEY]))
+            names = [name for name in _COLUMNS if name in stored.schema_arrow.names]
+            rows = _to_table(stored.read(columns=names))
     except FileNotFoundError as error:
         raise CatalogError(f"{path} does not exist; run without --resume to make it") from error
     except (OSError, ImportError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise CatalogError(
             f"{path} is not a catalogue that bigmap saved ({error}); delete it and run again"
         ) from error
-    return Catalogue(tuple(sorted(rows, key=order_of)), audit)
+    return Catalogue(rows, audit)
+
+
+def is_saved_catalogue(path: str) -> bool:
+    """Tell whether a file is one that :func:`save_items` wrote, all its decisions made."""
+    try:
+        with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as stored:
+            metadata = stored.schema_arrow.metadata or {}
+            return _AUDIT_KEY in metadata and "bigmap:layout" in stored.schema_arrow.names
+    except (OSError, ImportError, pa.ArrowInvalid):
+        return False
+
+
+def _to_table(stored: pa.Table) -> ItemTable:
+    """Turn the columns that :func:`to_item` led to into those of a table of items."""
+    count = stored.num_rows
+
+    def get(name: str) -> pa.ChunkedArray:
+        return stored[name] if name in stored.column_names else pa.chunked_array([pa.nulls(count)])
+
+    def strip(name: str, prefix: str) -> pa.ChunkedArray:
+        text = get(name).cast(pa.string())
+        return pc.replace_substring_regex(text, f"^{prefix}", "")
+
+    bounds = pc.list_flatten(get("proj:bbox")).to_numpy().reshape(count, 4).astype(np.float64)
+    collection = pc.fill_null(get("collection").cast(pa.string()), "")
+    columns = {
+        "id": get("id"),
+        "collection": collection,
+        "datetime": get("datetime"),
+        "solar_day": pc.cast(get("bigmap:solar_day"), pa.date32()),
+        "epsg": strip("proj:code", "EPSG:").cast(pa.int32()),
+        **dict(zip(("left", "bottom", "right", "top"), bounds.T, strict=True)),
+        "dn_shift": get(DECIDED_SHIFT),
+        "cloud_percent": get("eo:cloud_cover"),
+        "baseline": get("s2:processing_baseline"),
+        "mgrs_tile": strip("grid:code", "MGRS-"),
+        **{name: get(f"bigmap:{name}") for name in ("folder", "stem", "layout")},
+    }
+    arrays = [
+        _fit(columns[name], kind) for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True)
+    ]
+    return ItemTable(pa.table(arrays, schema=SCHEMA))
+
+
+def _fit(values: Any, kind: pa.DataType) -> pa.Array:
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else pa.array(values)
+    if pa.types.is_dictionary(kind):
+        return array.cast(pa.string()).dictionary_encode()
+    return array.cast(kind)
 
 
 def to_item(row: ItemRow) -> dict[str, Any]:
     """Turn a row into a STAC item of version 1.1."""
+    row = replace(
+        row,
+        assets={
+            name: replace(asset, href=clean_href(asset.href)) for name, asset in row.assets.items()
+        },
+    )
+    folder, stem, layout = pack_assets(row)
     footprint = footprint_of(row.bounds, row.epsg)
     properties: dict[str, Any] = {
         "datetime": _format_time(row.datetime),
@@ -101,6 +183,9 @@ def to_item(row: ItemRow) -> dict[str, Any]:
         "eo:cloud_cover": row.cloud_percent,
         "s2:processing_baseline": row.baseline,
         "grid:code": f"MGRS-{row.mgrs_tile}" if row.mgrs_tile else None,
+        "bigmap:folder": folder,
+        "bigmap:stem": stem,
+        "bigmap:layout": layout,
     }
     # An item that names its collection must link to it, wherever that may be (STAC 1.1, item).
     membership: dict[str, Any] = {"links": []}
@@ -118,7 +203,7 @@ def to_item(row: ItemRow) -> dict[str, Any]:
         "properties": without_nulls(properties),
         "assets": {
             name: {
-                "href": clean_href(asset.href),
+                "href": asset.href,
                 "proj:shape": list(asset.shape),
                 "proj:transform": list(asset.transform),
                 "roles": ["data"],
@@ -126,31 +211,6 @@ def to_item(row: ItemRow) -> dict[str, Any]:
             for name, asset in row.assets.items()
         },
     }
-
-
-def from_item(item: dict[str, Any]) -> ItemRow:
-    """Turn an item of :func:`to_item` back into its row."""
-    properties = item["properties"]
-    left, bottom, right, top = (float(value) for value in properties["proj:bbox"])
-    return ItemRow(
-        id=item["id"],
-        collection=item.get("collection", ""),
-        datetime=dt.datetime.fromisoformat(properties["datetime"]),
-        solar_day=dt.date.fromisoformat(properties["bigmap:solar_day"]),
-        epsg=int(properties["proj:code"].removeprefix("EPSG:")),
-        bounds=(left, bottom, right, top),
-        dn_shift=int(properties[DECIDED_SHIFT]),
-        cloud_percent=properties.get("eo:cloud_cover"),
-        baseline=properties.get("s2:processing_baseline"),
-        mgrs_tile=properties.get("grid:code", "").removeprefix("MGRS-") or None,
-        assets={name: _asset_from(asset) for name, asset in item["assets"].items()},
-    )
-
-
-def _asset_from(asset: dict[str, Any]) -> AssetRow:
-    height, width = (int(value) for value in asset["proj:shape"])
-    a, b, c, d, e, f = (float(value) for value in asset["proj:transform"])
-    return AssetRow(asset["href"], (height, width), (a, b, c, d, e, f))
 
 
 def _audit_from(content: dict[str, Any]) -> Audit:

@@ -79,7 +79,7 @@ class CubeReader:
         left, bottom, right, top = self.lattice.bounds(roi)
         rows = []
         for row in self.rows:
-            west, south, east, north = bounds_on(self.lattice.crs, row)
+            west, south, east, north = bounds_on(self.lattice.crs, row.epsg, row.bounds)
             if west < right and left < east and south < top and bottom < north:
                 rows.append(row)
         return replace(self, rows=tuple(rows))

@@ -102,25 +102,21 @@ def _plain_item(row: ItemRow, assets: Sequence[str], crs: str, number: int) -> d
             "proj:epsg": epsg_of(crs),
             # stackstac skips files that do not meet a chunk, by bounds that it projects from
             # corners alone; ours, given in the CRS of the grid, lose no pixel of a curved edge.
-            "proj:bbox": list(bounds_on(crs, row)),
+            "proj:bbox": list(bounds_on(crs, row.epsg, row.bounds)),
         },
         "assets": {name: {"href": row.assets[name].href} for name in assets},
     }
 
 
 @lru_cache(maxsize=65536)
-def _bounds_on(crs: str, epsg: int, bounds: Bounds) -> Bounds:
+def bounds_on(crs: str, epsg: int, bounds: Bounds) -> Bounds:
+    """Return left, bottom, right, top of an item in another CRS, with a margin of 500 m."""
     left, bottom, right, top = transform_bounds(
         f"EPSG:{epsg}", crs, *bounds, densify_pts=EDGE_POINTS
     )
     # The kernel reaches over the edge, and the edge is curved between the points.
     margin_m = 500.0
     return left - margin_m, bottom - margin_m, right + margin_m, top + margin_m
-
-
-def bounds_on(crs: str, row: ItemRow) -> Bounds:
-    """Return left, bottom, right, top of an item in another CRS, with a margin of 500 m."""
-    return _bounds_on(crs, row.epsg, row.bounds)
 
 
 def epsg_of(crs: str) -> int:
