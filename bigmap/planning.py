@@ -22,6 +22,7 @@ from bigmap.blocks import BlockJob, name_block
 from bigmap.catalog import Audit, Catalogue, find_items
 from bigmap.catalog.hrefs import is_url
 from bigmap.config import (
+    ClusterConfig,
     ExistingCluster,
     FilesSource,
     LocalCluster,
@@ -557,7 +558,12 @@ def _check_memory(plan: Plan) -> None:
 
 def workers_of(recipe: Recipe) -> int:
     """Return how many worker processes a recipe's cluster has at most."""
-    match recipe.cluster:
+    return count_workers(recipe.cluster)
+
+
+def count_workers(cluster: ClusterConfig) -> int:
+    """Return how many worker processes a cluster has at most."""
+    match cluster:
         case LocalCluster(workers=workers):
             return workers or max(1, math.ceil((os.cpu_count() or 1) / 2))
         case LocalCudaCluster(gpus=gpus):

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from bigmap import api, simulate
 from bigmap.area import read_area
+from bigmap.cli.cluster import app as cluster_app
 from bigmap.cli.models import app as models_app
 from bigmap.config import Recipe, check_lonlat_bbox, load_recipe, parse_recipe
 from bigmap.errors import BigmapError, OutputError, RecipeError, StoppedError
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 
 app.add_typer(models_app, name="models")
+app.add_typer(cluster_app, name="cluster")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
 SetOption = Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -13,29 +13,45 @@ from bigmap.clusters.existing import connect
 from bigmap.clusters.local import start_cuda, start_local
 from bigmap.clusters.scenes import render_on
 from bigmap.clusters.slurm import start_slurm
-from bigmap.config import ExistingCluster, LocalCluster, LocalCudaCluster, Recipe, SlurmCluster
+from bigmap.config import (
+    ClusterConfig,
+    ExistingCluster,
+    LocalCluster,
+    LocalCudaCluster,
+    Recipe,
+    SlurmCluster,
+)
 from bigmap.machine import count_cores, machine_memory_gb
-from bigmap.planning import workers_of
+from bigmap.planning import count_workers
 from bigmap.simulate import SceneRequest, SceneTask
 
-__all__ = ["Cluster", "open_client", "render_on", "threads_per_worker"]
+__all__ = ["Cluster", "open_client", "open_cluster", "render_on", "threads_per_worker"]
 
 
 def _say_nothing(message: str) -> None:
     del message
 
 
+def open_client(
+    recipe: Recipe, *, note: Callable[[str], None] = _say_nothing
+) -> AbstractContextManager[Client]:
+    """Start the recipe's cluster; see :func:`open_cluster`."""
+    return open_cluster(recipe.cluster, note=note)
+
+
 @contextmanager
-def open_client(recipe: Recipe, *, note: Callable[[str], None] = _say_nothing) -> Iterator[Client]:
-    """Start the recipe's cluster and stop it at the end; one that runs already goes on.
+def open_cluster(
+    settings: ClusterConfig, *, note: Callable[[str], None] = _say_nothing
+) -> Iterator[Client]:
+    """Start a cluster and stop it at the end; one that runs already goes on.
 
     On one machine scheduler, workers and dashboard listen on loopback only. Between machines
     scheduler and workers speak TLS.
 
     Parameters
     ----------
-    recipe
-        Its ``cluster`` says which.
+    settings
+        The cluster section of a recipe.
     note
         Tells the user of waiting and of lost jobs.
 
@@ -44,7 +60,7 @@ def open_client(recipe: Recipe, *, note: Callable[[str], None] = _say_nothing) -
     ClusterError
         If the cluster cannot be started or reached.
     """
-    settings, workers = recipe.cluster, workers_of(recipe)
+    workers = count_workers(settings)
     memory_gb = settings.memory_gb or machine_memory_gb() / workers
     match settings:
         case LocalCluster(blocks_per_worker=blocks):
@@ -88,4 +104,4 @@ def threads_per_worker(recipe: Recipe) -> int:
         case SlurmCluster(cpus_per_worker=cpus) | ExistingCluster(cpus_per_worker=cpus):
             return cpus
         case _:
-            return max(1, count_cores() // workers_of(recipe))
+            return max(1, count_cores() // count_workers(recipe.cluster))

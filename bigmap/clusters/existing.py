@@ -29,12 +29,7 @@ def connect(settings: ExistingCluster) -> Iterator[Client]:
     address = settings.address or _read_address(settings)
     field = "cluster.address" if settings.address else "cluster.scheduler_file"
     try:
-        client = Client(
-            address,
-            security=_read_security(settings),
-            timeout=CONNECT_LIMIT_S,
-            set_as_default=False,
-        )
+        client = Client(address, security=_read_security(settings), timeout=CONNECT_LIMIT_S)
     except (OSError, TimeoutError) as error:
         raise ClusterError(
             f"{field}: no scheduler at {address} that accepts this client within "

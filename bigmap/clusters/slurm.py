@@ -70,7 +70,7 @@ def start_slurm(settings: SlurmCluster, *, note: Callable[[str], None]) -> Itera
         keeper = JobKeeper(cluster, settings, note)
         keeper.start()
         try:
-            with Client(cluster, set_as_default=False) as client:
+            with Client(cluster) as client:
                 keeper.wait_for_worker()
                 yield client
         finally:
@@ -122,8 +122,7 @@ def cluster_options(settings: SlurmCluster, *, private_folder: str) -> dict[str,
         "job_script_prologue": list_prologue(settings),
         "interface": settings.interface,
         "protocol": "tls://",
-        "security": Security.temporary(),
-        "shared_temp_directory": private_folder,
+        "security": make_certificates(Path(private_folder)),
         "scheduler_options": {"dashboard_address": DASHBOARD},
         "worker_command": "dask_cuda.cli" if has_gpu else "distributed.cli.dask_worker",
         "worker_extra_args": ["--dashboard-address", f"{LOOPBACK}:0", "--no-dashboard"],
@@ -134,6 +133,21 @@ def cluster_options(settings: SlurmCluster, *, private_folder: str) -> dict[str,
         "death_timeout": 60,
         "silence_logs": "critical",
     }
+
+
+def make_certificates(folder: Path) -> Security:
+    """Write a certificate and its key, made for one run, into a folder that only we can read."""
+    made = Security.temporary()
+    paths = {}
+    # All roles share one certificate, which vouches for itself.
+    for name, content in (("cert", made.tls_client_cert), ("key", made.tls_client_key)):
+        paths[name] = str(folder / f"{name}.pem")
+        handle = os.open(paths[name], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(content)
+    roles = ("client", "scheduler", "worker")
+    files = {f"tls_{role}_{name}": paths[name] for role in roles for name in ("cert", "key")}
+    return Security(require_encryption=True, tls_ca_file=paths["cert"], **files)
 
 
 def list_directives(settings: SlurmCluster) -> list[str]:
@@ -153,7 +167,7 @@ def list_prologue(settings: SlurmCluster) -> list[str]:
     }
     variables = worker_environment(lives)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    return [*settings.prologue, *exports]
+    return [*exports, *settings.prologue]
 
 
 def _format_walltime(minutes: int) -> str:

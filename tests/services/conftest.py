@@ -17,6 +17,7 @@ import pytest
 from tests.services.http_server import HttpServer, serve_folder
 from tests.services.processes import MissingProgramError
 from tests.services.s3 import S3Server, serve_s3
+from tests.services.slurm import Slurm, serve_slurm
 from tests.services.stac_api import StacApi, serve_stac
 
 
@@ -80,3 +81,17 @@ def stac_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StacApi]:
     """An empty STAC API; tests load collections of their own into it."""
     with _required(), serve_stac(tmp_path_factory.mktemp("stac")) as api:
         yield api
+
+
+@pytest.fixture(scope="session")
+def _slurm_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with _required(), serve_slurm(tmp_path_factory.mktemp("slurm")) as slurm:
+        yield slurm
+
+
+@pytest.fixture
+def slurm(_slurm_session: Slurm) -> Iterator[Slurm]:
+    """A SLURM of two nodes, with no jobs left from other tests."""
+    _slurm_session.cancel_all()
+    yield _slurm_session
+    _slurm_session.cancel_all()

@@ -1,0 +1,46 @@
+"""What a process can compute on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+PROBE_SIZE = 256
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """The device that models run on in one process."""
+
+    kind: str
+    """``cuda`` or ``cpu``."""
+    name: str = ""
+    """Name of the GPU."""
+    memory_gb: float = 0.0
+    """Memory of the GPU."""
+    error: str | None = None
+    """Why it cannot compute, where it cannot."""
+
+
+def describe_device() -> DeviceReport:
+    """Return the first GPU that this process sees, or the CPU, after computing with it.
+
+    A driver that is too old for this PyTorch, or a GPU that it was not built for, shows only when
+    something is computed.
+    """
+    if not torch.cuda.is_available():
+        return DeviceReport("cpu", error=_try_device("cpu"))
+    properties = torch.cuda.get_device_properties(0)
+    memory_gb = properties.total_memory / 1e9
+    return DeviceReport("cuda", properties.name, memory_gb, _try_device("cuda"))
+
+
+def _try_device(kind: str) -> str | None:
+    try:
+        image = torch.ones(1, 1, PROBE_SIZE, PROBE_SIZE, device=kind)
+        summed = float(torch.nn.functional.conv2d(image, image[..., :3, :3]).sum())
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    expected = 9.0 * (PROBE_SIZE - 2) ** 2
+    return None if summed == expected else f"a convolution gave {summed}, not {expected}"

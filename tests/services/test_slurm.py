@@ -1,0 +1,229 @@
+"""Runs on a real SLURM: the same bytes through cancelled jobs, walltimes and stopped drivers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+import bigmap
+from bigmap.config import parse_recipe
+from bigmap.ledger import Ledger
+from bigmap.runner import run_plan
+from bigmap.runs import RunFolder, read_status
+from tests.integration.local import start_cluster
+from tests.integration.tiny_scenes import write_tiny_scenes
+from tests.services.slow_model import install_slow_model
+from tests.services.slurm import Slurm
+from tests.services.test_run import digest
+
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = ROOT / "cluster"
+SMALL_JOBS = {
+    "interface": "lo", "cpus_per_worker": 1, "memory_gb": 3, "min_jobs": 2, "max_jobs": 2,
+    "walltime_minutes": 10,
+}  # fmt: skip
+"""What this machine's SLURM has instead of a centre's."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder with a recipe for slow blocks, and what its map holds when nothing is disturbed."""
+
+    folder: Path
+    blocks: int
+    expected: dict[str, str]
+
+    def recipe(self, output: str, *, seconds: float) -> str:
+        raw = make_raw(self.folder, output, seconds=seconds)
+        file = self.folder / f"{output}.yaml"
+        file.write_text(yaml.safe_dump(raw))
+        return file.name
+
+    def digest(self, output: str) -> dict[str, str]:
+        return digest(str(self.folder / f"{output}.zarr"))
+
+
+def make_raw(folder: Path, output: str, *, seconds: float) -> dict:
+    return {
+        "name": "slow", "area": {"bbox": [2.05, 41.7, 2.6, 42.0]},
+        "grid": {
+            "crs": "EPSG:3035", "gsd_m": 250, "core_px": 64, "cell_px": 64, "block_px": 64,
+            "shard_px": 128, "chunk_px": 64,
+        },
+        "source": {
+            "kind": "files", "files": [str(folder / "scenes" / "items.json")],
+            "start": "2024-05-01", "end": "2024-05-31",
+        },
+        "model": {"name": "slow", "options": {"seconds": seconds}},
+        "output": {"path": f"{output}.zarr", "overviews": 1},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("slurm-world")
+    write_tiny_scenes(folder / "scenes", pixel_m=300)
+    install_slow_model(folder / "packages")
+    raw = make_raw(folder, str(folder / "local"), seconds=0)
+    raw["model"] = {"name": "small-conv", "options": {"upscale": 2}}
+    plan = bigmap.plan(parse_recipe(raw))
+    with start_cluster() as (_, client):
+        assert run_plan(plan, client).exit_code == 0
+    expected = digest(str(folder / "local.zarr"))
+    assert len(expected) > 10
+    return World(folder, len(plan.blocks), expected)
+
+
+def environment(world: World, slurm: Slurm) -> dict[str, str]:
+    places = [str(ROOT), str(world.folder / "packages")]
+    return {**os.environ, **slurm.env, "PYTHONPATH": os.pathsep.join(places)}
+
+
+def command_of(recipe: str, *, cluster: str = "slurm-cpu", **changes) -> list[str]:
+    settings = [
+        f"--set=cluster.{key}={value}"
+        for key, value in (SMALL_JOBS | changes).items()
+    ]  # fmt: skip
+    run = [sys.executable, "-m", "bigmap.cli", "run", recipe, "--resume"]
+    return [*run, f"--cluster={CLUSTER / cluster}.yaml", *settings]
+
+
+class Driver:
+    """``bigmap run`` as a process."""
+
+    def __init__(self, world: World, slurm: Slurm, output: str, *, seconds: float, **changes):
+        self.world, self.slurm = world, slurm
+        self.output = str(world.folder / f"{output}.zarr")
+        self.log = world.folder / f"{output}.log"
+        self.command = command_of(world.recipe(output, seconds=seconds), **changes)
+        self.start()
+
+    def start(self) -> None:
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                self.command, cwd=self.world.folder, stdout=log, stderr=log,
+                env=environment(self.world, self.slurm),
+            )  # fmt: skip
+
+    def wait_until(self, is_so: Callable[[], bool], *, limit_s: float = 60) -> None:
+        deadline = time.monotonic() + limit_s
+        while not is_so():
+            assert self.process.poll() is None, self.explain()
+            assert time.monotonic() < deadline, self.explain()
+            time.sleep(0.1)
+
+    def recorded(self) -> int:
+        folder = RunFolder(self.output)
+        return len(Ledger(folder.path).latest()) if folder.exists() else 0
+
+    def finish(self, *, limit_s: float = 180) -> int:
+        try:
+            return self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(self.explain()) from None
+
+    def explain(self) -> str:
+        logs = sorted((self.world.folder / "slurm-logs").glob("*.err"))
+        said = "\n".join(f"{log.name}: {log.read_text()[-800:]}" for log in logs[-4:])
+        return f"{self.log.read_text()}\n{said}\n{self.slurm.explain()}"
+
+
+def test_a_run_on_slurm_has_the_bytes_of_a_local_one(world, slurm):
+    driver = Driver(world, slurm, "plain", seconds=0)
+    driver.wait_until(lambda: bool(list(world.folder.glob(".bigmap-tls-*/key.pem"))))
+    (folder,) = world.folder.glob(".bigmap-tls-*")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600}
+    assert driver.finish() == 0, driver.explain()
+    assert world.digest("plain") == world.expected
+    assert not list(world.folder.glob(".bigmap-tls-*")), "certificates go with the run"
+    assert slurm.jobs() == []
+
+
+def test_a_cancelled_job_costs_time_only(world, slurm):
+    driver = Driver(world, slurm, "cancelled", seconds=0.8)
+    driver.wait_until(lambda: driver.recorded() > 2)
+    first = slurm.jobs()
+    assert len(first) == 2
+    slurm.call("scancel", first[0])
+    driver.wait_until(lambda: bool(set(slurm.jobs()) - set(first)))
+    assert driver.finish() == 0, driver.explain()
+    assert world.digest("cancelled") == world.expected
+    assert read_status(driver.output).states.total() == world.blocks
+
+
+def test_workers_leave_before_their_walltime(world, slurm):
+    # The longest of their lives ends 45 s before the job's minute does.
+    driver = Driver(world, slurm, "leaving", seconds=2, walltime_minutes=1, leave_before_s=45)
+    seen: set[str] = set()
+
+    def see_more_jobs() -> bool:
+        seen.update(slurm.jobs())
+        return len(seen) > 2
+
+    driver.wait_until(see_more_jobs)
+    assert driver.finish() == 0, driver.explain()
+    assert world.digest("leaving") == world.expected
+    logs = [(world.folder / "slurm-logs" / f"bigmap-worker-{job}.err").read_text() for job in seen]
+    assert any("worker-lifetime-reached" in log for log in logs)
+    assert not any("DUE TO TIME LIMIT" in log for log in logs)
+
+
+@pytest.mark.long
+def test_a_walltime_of_a_minute_under_a_run_of_three(world, slurm):
+    """Workers take no notice of their limit here: SLURM kills their jobs, blocks and all."""
+    driver = Driver(
+        world, slurm, "killed", seconds=25, walltime_minutes=1, leave_before_s=0,
+        prologue='["export DASK_DISTRIBUTED__WORKER__LIFETIME__DURATION=1h"]',
+    )  # fmt: skip
+    started = time.monotonic()
+    assert driver.finish(limit_s=900) == 0, driver.explain()
+    assert time.monotonic() - started > 150
+    assert world.digest("killed") == world.expected
+    assert slurm.jobs() == []
+
+
+def submit_driver(world: World, slurm: Slurm, output: str, *, seconds: float) -> str:
+    env = environment(world, slurm) | {"BIGMAP": f"{sys.executable} -m bigmap.cli"}
+    arguments = command_of(world.recipe(output, seconds=seconds))[4:]
+    arguments.remove("--resume")
+    command = [
+        "sbatch", "--parsable", "--mem=1500M", "--cpus-per-task=1", f"--chdir={world.folder}",
+        f"--output={output}.log", str(CLUSTER / "bigmap.sbatch"), *arguments,
+    ]  # fmt: skip
+    return subprocess.check_output(command, env=env, text=True).strip()
+
+
+@pytest.mark.parametrize("how", ["signalled", pytest.param("requeued", marks=pytest.mark.long)])
+def test_the_driver_as_a_job_resumes_by_itself(world, slurm, how):
+    job = submit_driver(world, slurm, how, seconds=0.8)
+    log, folder = world.folder / f"{how}.log", RunFolder(str(world.folder / f"{how}.zarr"))
+
+    def wait_until(is_so: Callable[[], bool], limit_s: float = 90) -> None:
+        deadline = time.monotonic() + limit_s
+        while not is_so():
+            assert time.monotonic() < deadline, f"{log.read_text()}\n{slurm.explain()}"
+            time.sleep(0.2)
+
+    wait_until(lambda: folder.exists() and len(Ledger(folder.path).latest()) > 2)
+    if how == "signalled":  # what SLURM sends before the time limit, to the script alone
+        slurm.call("scancel", "--batch", "--signal=USR1", job)
+        wait_until(lambda: "ended with 75" in log.read_text())
+    else:
+        slurm.call("scontrol", "requeue", job)
+    wait_until(lambda: "Restarts=1" in slurm.call("scontrol", "show", "job", job))
+    wait_until(lambda: "JobState=COMPLETED" in slurm.call("scontrol", "show", "job", job), 240)
+    text = log.read_text()
+    assert "start 1" in text
+    assert "recorded before" in text, "the second start goes on where the first stopped"
+    assert world.digest(how) == world.expected
+    assert slurm.jobs() == []
