@@ -5,7 +5,7 @@ a cell, parcels are bricks of a rotated grid: strips of equal width cut at unequ
 land consolidation leaves them; at the cell's border they are cut by the track. Woods, heath,
 rock, lakes and streams follow smooth noise and ignore parcels. All sizes are our assumptions:
 half of the crop parcels measure 0.2 to 0.8 ha (in one square of 8 km of seed 1), as in regions
-of small farms.
+of small farms. Woods and other nature are divided into stands of some 3 ha.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bigmap.simulate.covers import Cover
+from bigmap.simulate.covers import N_COVERS, Cover
 from bigmap.simulate.noise import F32, F64, I64, U64, derive_seed, hash_ints, to_uniform
 from bigmap.simulate.patch import Patch, refine
 from bigmap.simulate.relief import Relief, shape_relief
 from bigmap.simulate.settlements import Lots, build_lots, sample_urbanity
-from bigmap.simulate.texture import sample_texture
+from bigmap.simulate.shadows import measure_height
+from bigmap.simulate.texture import Texture, sample_texture
 from bigmap.simulate.units import Units, draw_fields, draw_units
 from bigmap.simulate.voronoi import Cells, find_cells
 
@@ -28,6 +29,7 @@ U8 = npt.NDArray[np.uint8]
 
 ROAD_SPACING_M = 2400.0
 BLOCK_SPACING_M = 620.0
+STAND_SPACING_M = 180.0
 _BRICKS = 64
 """Bricks per cell and axis that have a number of their own."""
 _NATURE = 32
@@ -43,8 +45,10 @@ class Landscape:
     """Index into ``units`` of each pixel, (y, x) at 2.5 m."""
     units: Units
     """What each parcel, stand or surface is."""
-    texture: F32
-    """Variation within units, (y, x) at 2.5 m, mean 0, variance about 1."""
+    texture: Texture
+    """Variation within units."""
+    height: U8
+    """Height of trees and buildings, uint8 (y, x) at 2.5 m, in quarters of a metre."""
     building: npt.NDArray[np.uint32]
     """Number of the building on each pixel, 0 where there is none, (y, x) at 2.5 m."""
     relief: Relief
@@ -84,17 +88,19 @@ def build_landscape(seed: int, patch: Patch) -> Landscape:
     bent_nodes = nodes[0] + relief.bend[0], nodes[1] + relief.bend[1]
     blocks = find_cells(derive_seed(seed, "blocks"), bent_nodes, bent, spacing_m=BLOCK_SPACING_M)
     roads = find_cells(derive_seed(seed, "roads"), bent_nodes, bent, spacing_m=ROAD_SPACING_M)
+    stands = find_cells(derive_seed(seed, "stands"), bent_nodes, bent, spacing_m=STAND_SPACING_M)
     fields = draw_fields(derive_seed(seed, "fields"), blocks)
     bricks = _lay_bricks(bent, blocks, fields.angle, fields.width_m, fields.length_m)
     urban = refine(sample_urbanity(derive_seed(seed, "towns"), *nodes).astype(np.float32))
     lots = build_lots(
         derive_seed(seed, "lots"), blocks, bricks.u, bricks.v, urban > 0, fields.has_farm
     )
-    cover = _overlay(blocks, roads, bricks, relief, lots, fields.hedge_m)
-    unit, units = _number_units(seed, blocks, bricks.key, cover)
+    cover = _overlay(blocks, roads, stands, bricks, relief, lots, fields.hedge_m)
+    unit, units = _number_units(seed, blocks, stands, bricks.key, cover)
     texture = sample_texture(derive_seed(seed, "texture"), *fine, blocks, units.cover[unit])
-    _plant_rows(texture, bricks.u, unit, units)
-    return Landscape(patch, unit, units, texture, lots.building, relief)
+    _plant_rows(texture.density, bricks.u, unit, units)
+    height = measure_height(unit, units, texture.density, lots.building)
+    return Landscape(patch, unit, units, texture, height, lots.building, relief)
 
 
 def _lay_bricks(
@@ -126,7 +132,13 @@ def _lay_bricks(
 
 
 def _overlay(
-    blocks: Cells, roads: Cells, bricks: _Bricks, relief: Relief, lots: Lots, hedge_m: F64
+    blocks: Cells,
+    roads: Cells,
+    stands: Cells,
+    bricks: _Bricks,
+    relief: Relief,
+    lots: Lots,
+    hedge_m: F64,
 ) -> U8:
     """Decide what lies over the parcels; 0 where the parcel shows. Later rules win."""
     cover = np.zeros(blocks.owner.shape, dtype=np.uint8)
@@ -134,7 +146,7 @@ def _overlay(
     hedge = hedge_m[blocks.owner]
     cover[bricks.edge_m < 1.0] = Cover.MARGIN
     cover[(bricks.edge_m < hedge / 2) & (hedge > 0)] = Cover.HEDGE
-    nature = relief.draw_nature(blocks)
+    nature = relief.draw_nature(stands)
     np.copyto(cover, nature, where=nature > 0)
     track = blocks.border_m
     cover[(track < 5.0) & (nature == 0)] = Cover.MARGIN
@@ -150,22 +162,31 @@ def _overlay(
     return cover
 
 
-def _number_units(seed: int, blocks: Cells, parcel: I64, cover: U8) -> tuple[I64, Units]:
+def _number_units(
+    seed: int, blocks: Cells, stands: Cells, parcel: I64, cover: U8
+) -> tuple[I64, Units]:
     """Give the parcels and surfaces of a patch numbers without gaps and draw what they are."""
     n_parcels = len(blocks.bits) * _BRICKS**2
-    key = np.where(cover > 0, n_parcels + blocks.owner * _NATURE + cover.astype(np.int64), parcel)
-    present = np.zeros(n_parcels + len(blocks.bits) * _NATURE, dtype=bool)
+    n_blocks = len(blocks.bits)
+    # Surfaces belong to a block, woods and other nature to a stand: cells after the blocks.
+    cell = np.where(_IN_STANDS[cover], stands.owner + n_blocks, blocks.owner)
+    key = np.where(cover > 0, n_parcels + cell * _NATURE + cover, parcel)
+    present = np.zeros(n_parcels + (n_blocks + len(stands.bits)) * _NATURE, dtype=bool)
     present[key.ravel()] = True
     keys = np.flatnonzero(present)
-    number = np.zeros(len(present), dtype=np.int32)
+    number = np.zeros(len(present), dtype=np.int64)
     number[keys] = np.arange(len(keys))
     is_parcel = keys < n_parcels
     cell = np.where(is_parcel, keys // _BRICKS**2, (keys - n_parcels) // _NATURE)
     part = np.where(is_parcel, keys % _BRICKS**2, 4096 + (keys - n_parcels) % _NATURE)
     fixed = np.where(is_parcel, 0, (keys - n_parcels) % _NATURE)
-    bits: U64 = hash_ints(derive_seed(seed, "units"), blocks.bits.view(np.int64)[cell], part)
-    place = blocks.site_x[cell], blocks.site_y[cell]
-    return number[key].astype(np.int64), draw_units(seed, bits, fixed.astype(np.uint8), place)
+    cell_bits = np.concatenate([blocks.bits, stands.bits]).view(np.int64)
+    bits: U64 = hash_ints(derive_seed(seed, "units"), cell_bits[cell], part)
+    place = (
+        np.concatenate([blocks.site_x, stands.site_x])[cell],
+        np.concatenate([blocks.site_y, stands.site_y])[cell],
+    )
+    return number[key], draw_units(seed, bits, fixed.astype(np.uint8), place)
 
 
 def _plant_rows(texture: F32, u: F32, unit: I64, units: Units) -> None:
@@ -179,3 +200,10 @@ def _plant_rows(texture: F32, u: F32, unit: I64, units: Units) -> None:
     planted = row_m > 0
     phase = np.mod(u[planted] / row_m[planted], 1.0)
     texture[planted] = np.where(phase < 0.5, 1.0, -1.0) + 0.4 * texture[planted]
+
+
+_IN_STANDS = np.isin(
+    np.arange(N_COVERS),
+    (Cover.BROADLEAF, Cover.CONIFER, Cover.SHRUB, Cover.HEATH, Cover.PASTURE, Cover.ROCK),
+)
+"""Covers whose units are stands where they do not fill a parcel."""

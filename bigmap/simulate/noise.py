@@ -107,6 +107,8 @@ def sample_noise(seed: int, x: F64, y: F64, *, wavelength_m: float) -> F64:
     return np.asarray((top + fade_v * (bottom - top)) * _HEIGHT)
 
 
+NOISE_STD = 0.78
+"""Standard deviation of the noise, measured."""
 _HEIGHT = 3.6
 """Gradients of unit length give a standard deviation of 0.216 and extremes of 0.7 (measured)."""
 

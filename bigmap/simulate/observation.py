@@ -17,11 +17,12 @@ from bigmap.simulate.noise import F32, F64, derive_seed, hash_ints, to_normal
 from bigmap.simulate.painting import paint_ground
 from bigmap.simulate.patch import Patch, average_nodes, refine
 from bigmap.simulate.sensor import MSI, Band, Optics, box_mean, draw_noise
+from bigmap.simulate.shadows import LIGHT_LEFT, cast_shadows
 from bigmap.simulate.spectra import ENDMEMBERS, mix_spectra
 from bigmap.simulate.weather import Weather, sample_snow, sample_weather
 
-MARGIN_M = 120
-"""Ground needed around an image for the widest point spread (3.2 sigma at 60 m) and shift."""
+MARGIN_M = 160
+"""Ground around an image: for the widest point spread (3.2 sigma at 60 m), shifts and shadows."""
 RELIEF_LEFT = 0.5
 """Exponent of the terrain's effect on light that the correction leaves; an assumption."""
 STRIPE = 0.002
@@ -97,6 +98,7 @@ class Observation:
         blue, red, nir = (self._see_coarsely(name) for name in ("blue", "red", "nir08"))
         return Scene(
             cover=self._cover_at_20m,
+            border=self._border_at_20m,
             blue=blue,
             red=red,
             nir=nir,
@@ -107,8 +109,19 @@ class Observation:
         )
 
     def paint(self, name: str) -> F32:
-        """Return the reflectance of the ground, float32 (y, x) at 2.5 m with the margin."""
-        return paint_ground(self.landscape, self._spectra, {name: 1.0})
+        """Return the reflectance of the ground under this sun, float32 (y, x) at 2.5 m.
+
+        The margin is part of it; its outermost 40 m lack the shadows that fall in from outside.
+        """
+        ground = paint_ground(self.landscape, self._spectra, {name: 1.0})
+        ground *= np.float32(1) - self._shade * np.float32(1 - LIGHT_LEFT[BANDS.index(name)])
+        return ground
+
+    @cached_property
+    def _shade(self) -> F32:
+        """Where trees and buildings take the sun, 1 or 0, float32 (y, x) at 2.5 m."""
+        sun = self.datatake.locate_sun(*self.landscape.patch.lonlat)
+        return cast_shadows(self.landscape.height, *sun)
 
     def _see_ground(self, name: str) -> F32:
         band = MSI[name]
@@ -203,6 +216,18 @@ class Observation:
         margin = MARGIN_M // 20
         inner = slice(margin, -margin)
         return self.landscape.cover[4::8, 4::8][inner, inner]
+
+    @cached_property
+    def _border_at_20m(self) -> npt.NDArray[np.bool_]:
+        """Where the cover differs from that of a neighbour, (y, x) at 20 m."""
+        margin = MARGIN_M // 20
+        cover = self.landscape.cover[4::8, 4::8]
+        differs = np.zeros(cover.shape, dtype=bool)
+        for axis in (0, 1):
+            for step in (-1, 1):
+                # What rolls over the edge stays in the margin.
+                differs |= cover != np.roll(cover, step, axis=axis)
+        return differs[margin:-margin, margin:-margin]
 
     def _resize(self, squares: F32, gsd_m: int) -> F32:
         if gsd_m == 10:

@@ -9,6 +9,7 @@ import numpy as np
 from bigmap.items import BANDS
 from bigmap.simulate.landscape import Landscape
 from bigmap.simulate.noise import F32
+from bigmap.simulate.spectra import HUE, TONE
 
 
 def paint_ground(
@@ -29,10 +30,18 @@ def paint_ground(
         float32 (y, x) at 2.5 m, reflectance of at least 0.001.
     """
     mean, slope = spectra
-    level, change = (
-        sum(np.float32(weight) * part[:, BANDS.index(band)] for band, weight in response.items())
-        for part in (mean, slope)
+    # Sums in a fixed order: a matrix product may round a unit by where it stands in the table.
+    level, change, tone, hue = (
+        sum(np.float32(weight) * part[..., BANDS.index(band)] for band, weight in response.items())
+        for part in (mean, slope, TONE, HUE)
     )
-    ground = np.take(change, landscape.unit) * landscape.texture
+    texture = landscape.texture
+    ground = np.take(change, landscape.unit)
+    ground *= texture.density
     ground += np.take(level, landscape.unit)
+    # Weights of a response sum to 1, so tone and hue are those of the mixture.
+    factor = texture.tone * tone
+    factor += texture.hue * hue
+    factor += np.float32(1)
+    ground *= factor
     return np.asarray(np.maximum(ground, np.float32(0.001), out=ground))

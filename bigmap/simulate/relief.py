@@ -40,7 +40,7 @@ class Relief:
         height = _refine(self.elevation_m)
         humidity = _refine(self.humidity)
         chance = to_uniform(cells.bits, draw=11)
-        # Stands are as large as farm blocks; conifers take over with height.
+        # One species rules a stand; conifers take over with height.
         conifer = chance[cells.owner] < np.clip(0.2 + height / 2000, 0, 0.9)
         dry = to_uniform(cells.bits, draw=12)[cells.owner] < 0.6
         cover = np.zeros(woods.shape, dtype=np.uint8)
@@ -99,7 +99,9 @@ def shape_relief(seed: int, x: F64, y: F64) -> Relief:
     region = sample("region", 45_000, 2)
     mountain = np.clip((region - 0.35) / 1.5, 0, 1)
     hills = sample("hills", 7_000, 7)
-    elevation = 200 + 60 * region + hills * (25 + 420 * mountain) + 2300 * mountain**1.3
+    # Lowlands are flat in some regions and hilly in others: 12 to 100 m of height (assumed).
+    rugged = 35 * np.exp(0.7 * sample("rugged", 25_000, 2))
+    elevation = 200 + 60 * region + hills * (rugged + 420 * mountain) + 2300 * mountain**1.3
     wetness = np.clip(0.5 + 0.35 * sample("wetness", 9_000, 2), 0, 1)
     humidity = sample_humidity(seed, x, y)
     bend = (

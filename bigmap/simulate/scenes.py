@@ -38,7 +38,7 @@ from bigmap.simulate.rendering import SceneJob, list_datatakes_of, render_scenes
 from bigmap.simulate.sensor import MSI
 from bigmap.simulate.tiles import PIECE_PX, SCENE_SIDES_PX, Part, list_parts
 
-VERSION = 5
+VERSION = 6
 """Of the world: part of every path, so that a changed world never mixes with an older one."""
 
 MOST_PROCESSES = 8

@@ -45,6 +45,10 @@ class Units:
     """In degrees, of the point of the unit's cell."""
     humidity: F64
     """Climate there, 0 dry to 1 humid."""
+    soil_light: F64
+    """Share of light soil, 0 to 1."""
+    soil_red: F64
+    """Share of red soil in what is not light, 0 to 1."""
 
 
 def draw_fields(seed: int, cells: Cells) -> Fields:
@@ -67,8 +71,9 @@ def draw_fields(seed: int, cells: Cells) -> Fields:
 def draw_units(world_seed: int, bits: U64, fixed: U8, place: tuple[F64, F64]) -> Units:
     """Draw what grows on parcels; other units keep the cover that they have.
 
-    Three smooth fields (irrigation, wine, livestock) make regions of different farming. The
-    shares are our assumptions, loosely those of the Ebro basin and of central Europe.
+    Three smooth fields (irrigation, wine, livestock) make regions of different farming, two
+    more regions of lighter and of redder soil. The shares are our assumptions, loosely those of
+    the Ebro basin and of central Europe; some parcels are small woods, most where it is humid.
 
     Parameters
     ----------
@@ -86,8 +91,8 @@ def draw_units(world_seed: int, bits: U64, fixed: U8, place: tuple[F64, F64]) ->
     humid = sample_humidity(derive_seed(world_seed, "relief"), *place)
     water, wine, cattle = region("water", 13_000), region("wine", 9_000), region("cattle", 16_000)
     shares = {
-        Cover.WINTER_WHEAT: 0.30 * (1.2 - wine) * (1 - 0.4 * humid),
-        Cover.WINTER_BARLEY: 0.18 * (1.3 - water) * (1 - 0.4 * humid),
+        Cover.WINTER_WHEAT: 0.30 * (1.2 - wine) * (1 - 0.6 * humid),
+        Cover.WINTER_BARLEY: 0.18 * (1.3 - water) * (1 - 0.7 * humid),
         Cover.SPRING_CEREAL: 0.05 + 0 * water,
         Cover.MAIZE: 0.02 + 0.26 * water + 0.15 * humid,
         Cover.SUNFLOWER: 0.06 * (1.2 - water),
@@ -96,12 +101,15 @@ def draw_units(world_seed: int, bits: U64, fixed: U8, place: tuple[F64, F64]) ->
         Cover.FALLOW: 0.08 * (1.2 - water) * (1 - humid),
         Cover.ORCHARD: 0.02 + 0.12 * water * wine,
         Cover.VINEYARD: 0.01 + 0.30 * wine**3 * (1 - 0.6 * humid),
-        Cover.MEADOW: 0.04 + 0.40 * cattle**2 + 0.45 * humid,
+        Cover.MEADOW: 0.04 + 0.40 * cattle**2 + 0.55 * humid,
         Cover.PASTURE: 0.03 + 0.12 * cattle * (1 - humid),
+        Cover.BROADLEAF: 0.02 + 0.14 * humid,
     }
     limits = np.cumsum(np.stack(list(shares.values())), axis=0)
     choice = (to_uniform(bits, draw=31) * limits[-1] >= limits).sum(axis=0)
     crop = np.array(list(shares), dtype=np.uint8)[np.minimum(choice, len(shares) - 1)]
     _, latitude = Transformer.from_crs(WORLD, "EPSG:4326", always_xy=True).transform(*place)
     cover = np.where(fixed > 0, fixed, crop).astype(np.uint8)
-    return Units(cover, bits, np.asarray(latitude), humid)
+    light = (0.5 * region("lime", 6_000) + 0.5 * to_uniform(bits, draw=41)) * (1 - 0.7 * humid)
+    red = np.clip(region("iron", 9_000) + 0.5 * to_uniform(bits, draw=45) - 0.4, 0, 1)
+    return Units(cover, bits, np.asarray(latitude), humid, light, red * (1 - 0.5 * humid))
