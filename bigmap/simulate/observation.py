@@ -35,6 +35,7 @@ ANGLE_EFFECT = {10: 0.42, 20: 0.32, 60: 0.42}
 The size of the effect is that found between the edges of swaths (D. P. Roy et al. 2017,
 doi:10.1016/j.rse.2017.06.019); that it is linear, and its values, are our simplification.
 """
+_CLASSIFIED = ("blue", "red", "nir08")
 _FOREST_SNOW = 0.3
 """Share of the snow that shows through trees."""
 
@@ -95,7 +96,7 @@ class Observation:
     def describe_scene(self) -> Scene:
         """Return what decides the scene classification, with the true state of sky and ground."""
         sky = self.weather
-        blue, red, nir = (self._see_coarsely(name) for name in ("blue", "red", "nir08"))
+        blue, red, nir = (self._see_coarsely(name) for name in _CLASSIFIED)
         return Scene(
             cover=self._cover_at_20m,
             border=self._border_at_20m,
@@ -113,9 +114,20 @@ class Observation:
 
         The margin is part of it; its outermost 40 m lack the shadows that fall in from outside.
         """
+        if name in self._painted:
+            return self._painted[name]
         ground = paint_ground(self.landscape, self._spectra, {name: 1.0})
-        ground *= np.float32(1) - self._shade * np.float32(1 - LIGHT_LEFT[BANDS.index(name)])
+        light = self._shade * np.float32(LIGHT_LEFT[BANDS.index(name)] - 1)
+        light += np.float32(1)
+        ground *= light
+        if name in _CLASSIFIED:
+            self._painted[name] = ground
         return ground
+
+    @cached_property
+    def _painted(self) -> dict[str, F32]:
+        """The bands of the scene classification, which are needed twice."""
+        return {}
 
     @cached_property
     def _shade(self) -> F32:
