@@ -56,13 +56,16 @@ AREAS = tuple(
         dt.date(2023, 8, 21),
         BANDS,
         SEED,
+        scene_px=366,
     )
-    for left in (520_000, 580_000)
-    for bottom in (5_040_000, 5_140_000)
+    for left in (522_000, 580_560)
+    for bottom in (5_039_100, 5_139_120)
 )
-"""Squares on a plain lattice over the two real tiles."""
+"""Squares on a plain lattice over the two real tiles, each within 3 x 3 parts."""
 WINDOW_PX = 80
 """Side of a square at 120 m."""
+FEWEST = 20
+"""Pixels that a distribution needs."""
 CLASSES = {"vegetation": (4,), "bare": (5,), "water": (6,)}
 PATCH = Patch("EPSG:32631", 452_040, 4_631_040, 180, 180)
 FRAME = MARGIN_M * 2 // 5
@@ -183,12 +186,16 @@ def select(pixels: np.ndarray, band: str) -> np.ndarray:
 
 
 def draw_histograms(axis, values: dict[str, np.ndarray], span: tuple[float, float]) -> None:
-    for name, part in values.items():
-        axis.hist(part, bins=60, range=span, density=True, histtype="step", label=name)
+    for order, (name, part) in enumerate(values.items()):
+        if len(part) >= FEWEST:
+            axis.hist(part, bins=60, range=span, density=True, histtype="step", label=name,
+                      color=f"C{order}")  # fmt: skip
     axis.set_yticks([])
 
 
 def quantiles(values: np.ndarray) -> str:
+    if len(values) < FEWEST:
+        return f"only {len(values)} pixels"
     return " / ".join(f"{part:.3f}" for part in np.percentile(values, (5, 50, 95)))
 
 
