@@ -17,6 +17,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bigmap.errors import ModelError
 from bigmap.models.base import (
     ClassEntry,
@@ -182,7 +184,10 @@ def _construct(
                 f"model.options.{option} is unknown to {name}; it has {', '.join(known) or 'none'}"
             )
     try:
-        model = kind(**options, **settings)
+        # Random weights are the same in every process, so that workers agree.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = kind(**options, **settings)
     except (TypeError, ValueError) as error:
         raise ModelError(f"model.options of {name}: {error}") from None
     model.options = {option: options.get(option, taken[option].default) for option in known}
