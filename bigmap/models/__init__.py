@@ -31,9 +31,12 @@ from bigmap.models.base import (
 from bigmap.models.bicubic import BicubicModel
 from bigmap.models.card import ModelCard, Training, read_card
 from bigmap.models.checkpoint import load_weights, read_tensors, save_weights
+from bigmap.models.dbpn import DbpnModel
+from bigmap.models.dbpn_segnet import DbpnSegnetModel
 from bigmap.models.highresnet import HighresnetModel
 from bigmap.models.legends import LEGENDS
 from bigmap.models.ndvi import NdviModel
+from bigmap.models.segnet import SegnetModel
 from bigmap.models.small_conv import SmallConvModel
 from bigmap.models.srresnet import SrresnetModel
 
@@ -58,8 +61,11 @@ __all__ = [
 
 BUILT_IN: dict[str, type[MapModel]] = {
     "bicubic": BicubicModel,
+    "dbpn": DbpnModel,
+    "dbpn-segnet": DbpnSegnetModel,
     "highres-net": HighresnetModel,
     "ndvi": NdviModel,
+    "segnet": SegnetModel,
     "small-conv": SmallConvModel,
     "srresnet": SrresnetModel,
 }
