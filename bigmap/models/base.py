@@ -214,9 +214,13 @@ class NetworkModel(MapModel):
 
 
 def probability_of(logits: Tensor) -> Tensor:
-    """Return probabilities (batch, class, y, x), float32; one logit is that of the second class."""
-    logits = logits.float()
+    """Return probabilities (batch, class, y, x), float32; one logit is that of the second class.
+
+    Computed in float64: PyTorch's float32 exponential differs in its last bit between vectorised
+    and other elements, so that a value would depend on its place in memory.
+    """
+    logits = logits.double()
     if logits.shape[1] == 1:
         second = torch.sigmoid(logits)
-        return torch.cat([1 - second, second], dim=1)
-    return torch.softmax(logits, dim=1)
+        return torch.cat([1 - second, second], dim=1).float()
+    return torch.softmax(logits, dim=1).float()

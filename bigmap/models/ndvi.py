@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bigmap.models.base import LayerSpec, MapModel, ModelSpec
+from bigmap.models.base import LayerSpec, MapModel, ModelSpec, probability_of
 from bigmap.models.layers import upsample_bicubic
 from bigmap.models.legends import CROPLAND
 
@@ -65,9 +65,8 @@ class NdviModel(MapModel):
         mean, observed = average_ndvi(reflectance[:, :, 0], reflectance[:, :, 1], clear)
         if self.spec.upscale > 1:
             mean = upsample_bicubic(fill_holes(mean, observed), self.spec.upscale)
-        cropland = torch.sigmoid((mean - self.threshold) / SOFTNESS)
         return {
-            "probability": torch.stack([1 - cropland, cropland], dim=1),
+            "probability": probability_of(((mean - self.threshold) / SOFTNESS).unsqueeze(1)),
             "ndvi": mean.unsqueeze(1),
         }
 

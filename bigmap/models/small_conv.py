@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigmap.models.base import ClassEntry, LayerSpec, MapModel, ModelSpec
+from bigmap.models.base import ClassEntry, LayerSpec, MapModel, ModelSpec, probability_of
 
 CLASS_NAMES = ("a", "b", "c")
 COLOURS = ("#4477aa", "#ee6677", "#ccbb44")
@@ -82,4 +82,4 @@ class SmallConvModel(MapModel):
             total = total + features[:, date] * weights[:, date]
         mean = total / dates.sum(dim=1).clamp(min=1)[:, None, None, None]
         logits = F.pixel_shuffle(self.head(mean), self.spec.upscale)
-        return {"probability": torch.softmax(logits.float(), dim=1)}
+        return {"probability": probability_of(logits)}
