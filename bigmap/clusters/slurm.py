@@ -17,6 +17,7 @@ from typing import Any
 
 import dask
 from distributed import Client
+from distributed.core import Status
 from distributed.security import Security
 from distributed.utils import get_ip_interface
 
@@ -313,10 +314,17 @@ async def _add_jobs(cluster: Any, count: int) -> None:
 
 async def _replace(cluster: Any, lost: list[str]) -> None:
     for name in lost:
-        cluster.workers.pop(name, None)
+        _forget(cluster, name, Status.closed)
         if name in cluster.worker_spec:
             cluster.worker_spec.update(cluster.new_worker_spec())
             del cluster.worker_spec[name]
+
+
+def _forget(cluster: Any, name: str, status: Status) -> None:
+    """Drop a job; a cluster that closes insists on the status of all it ever made."""
+    job = cluster.workers.pop(name, None)
+    if job is not None:
+        job.status = status
 
 
 async def _submit(cluster: Any) -> str | None:
@@ -324,6 +332,8 @@ async def _submit(cluster: Any) -> str | None:
     try:
         await cluster
     except (OSError, RuntimeError, ValueError) as error:
+        for name in [name for name, job in cluster.workers.items() if job.job_id is None]:
+            _forget(cluster, name, Status.failed)
         lines = [line for line in str(error).splitlines() if line.strip()]
         said = [line for line in lines if line.startswith("sbatch: error:")]
         return (said or lines or [type(error).__name__])[0].removeprefix("sbatch: error: ")

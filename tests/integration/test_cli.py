@@ -113,6 +113,7 @@ def test_map_opens_with_its_recipe(ran):
     # NDVI of 600 and 3000, and so cropland, wherever there is a value.
     assert set(opened["class"].values.ravel().tolist()) == {1, 255}
     assert opened.attrs["bigmap:recipe"]["name"] == "small"
+    assert "cluster" not in opened.attrs["bigmap:recipe"], "hosts and accounts are not published"
 
 
 def test_status_of_the_run(ran, capsys):

@@ -79,6 +79,14 @@ class Slurm:
         wanted = [f"--states={','.join(states)}"] if states else []
         return self.call("squeue", "--noheader", "--format=%A", f"--name={name}", *wanted).split()
 
+    def wait_for_no_jobs(self) -> None:
+        """Wait until jobs that were cancelled have left the queue."""
+        deadline = time.monotonic() + 30
+        while self.jobs():
+            if time.monotonic() > deadline:
+                raise RuntimeError(self.call("squeue"))
+            time.sleep(0.2)
+
     def cancel_all(self) -> None:
         """Cancel all jobs and wait until they are gone."""
         while jobs := self.call("squeue", "--noheader", "--format=%A").split():

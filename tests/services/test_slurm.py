@@ -146,7 +146,7 @@ def test_a_run_on_slurm_has_the_bytes_of_a_local_one(world, slurm):
     assert driver.finish() == 0, driver.explain()
     assert world.digest("plain") == world.expected
     assert not list(world.folder.glob(".bigmap-tls-*")), "certificates go with the run"
-    assert slurm.jobs() == []
+    slurm.wait_for_no_jobs()
 
 
 def test_a_cancelled_job_costs_time_only(world, slurm):
@@ -189,7 +189,7 @@ def test_a_walltime_of_a_minute_under_a_run_of_three(world, slurm):
     assert driver.finish(limit_s=900) == 0, driver.explain()
     assert time.monotonic() - started > 150
     assert world.digest("killed") == world.expected
-    assert slurm.jobs() == []
+    slurm.wait_for_no_jobs()
 
 
 def submit_driver(world: World, slurm: Slurm, output: str, *, seconds: float) -> str:
@@ -226,4 +226,4 @@ def test_the_driver_as_a_job_resumes_by_itself(world, slurm, how):
     assert "start 1" in text
     assert "recorded before" in text, "the second start goes on where the first stopped"
     assert world.digest(how) == world.expected
-    assert slurm.jobs() == []
+    slurm.wait_for_no_jobs()
