@@ -4,11 +4,8 @@
 
 Prints how well the map finds cropland and writes ``<map>.truth.png`` beside it: map and truth.
 The truth is rendered on the map's own pixels, block by block. Scores are those of the pixels
-that the map classifies, and ``area mapped`` is their share of the recipe's area:
-
-    MCC = (TP TN - FP FN) / sqrt((TP + FP) (TP + FN) (TN + FP) (TN + FN))
-
-(B. W. Matthews 1975, doi:10.1016/0005-2795(75)90109-9); 0 where a factor is 0.
+that the map classifies (formulas in ``bigmap.metrics``), nan where they are undefined, and
+``area mapped`` is their share of the recipe's area.
 """
 
 from __future__ import annotations
@@ -26,6 +23,7 @@ import bigmap
 from bigmap.area import read_area
 from bigmap.config import SimulatedSource
 from bigmap.errors import BigmapError, OutputError
+from bigmap.metrics import ClassScores, ConfusionMatrix
 from bigmap.runs import RunFolder
 from bigmap.simulate import render_truth
 
@@ -99,50 +97,36 @@ class Trial:
         return truth[np.ix_(rows - rows[0], columns - columns[0])] > 0
 
 
-def count(classes, truth, cropland, nodata):
-    """Pixels of a block: true and false positives, false and true negatives."""
-    mapped = classes != nodata
-    found = classes == cropland
-    cases = ((found, truth), (found, ~truth), (mapped & ~found, truth), (mapped & ~found, ~truth))
-    return np.array([np.count_nonzero(a & b) for a, b in cases])
-
-
-def score(counts):
-    """Scores by name from the counts of all blocks."""
-    tp, fp, fn, tn = (int(number) for number in counts)
-    product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+def name_scores(scores: ClassScores) -> dict[str, float]:
+    """Scores of cropland, the second of the two classes, by the names that are printed."""
     return {
-        "MCC": (tp * tn - fp * fn) / math.sqrt(product) if product else 0.0,
-        "IoU of cropland": divide(tp, tp + fp + fn),
-        "precision": divide(tp, tp + fp),
-        "recall": divide(tp, tp + fn),
-        "overall accuracy": divide(tp + tn, tp + fp + fn + tn),
+        "MCC": scores.mcc,
+        "IoU of cropland": float(scores.iou[1]),
+        "precision": float(scores.precision[1]),
+        "recall": float(scores.recall[1]),
+        "overall accuracy": scores.accuracy,
     }
-
-
-def divide(part: int, whole: int) -> float:
-    """Return a share, NaN of nothing."""
-    return part / whole if whole else math.nan
 
 
 def score_map(path: str) -> tuple[dict[str, float], Path | None]:
     """Score a map and draw it beside the truth; the picture is None where nothing is mapped."""
     trial = Trial(path)
     cropland = trial.legend[CROPLAND][0]
-    counts = np.zeros(4, dtype=np.int64)
+    matrix = ConfusionMatrix((0, 1))
     # A power of two, so that every step-th pixel of each block is one of the picture.
     step = 2 ** max(0, math.ceil(math.log2(max(trial.layer.shape) / PICTURE_PX)))
     thumbs = np.full((2, *(math.ceil(side / step) for side in trial.layer.shape)), trial.nodata)
     other = next(value for name, (value, _) in trial.legend.items() if name != CROPLAND)
     for place, classes, truth in trial.blocks():
-        counts += count(classes, truth, cropland, trial.nodata)
         mapped = classes != trial.nodata
+        matrix.update(classes == cropland, truth, valid=mapped)
         true_classes = np.where(mapped, np.where(truth, cropland, other), trial.nodata)
         small = tuple(slice(part.start // step, part.stop // step) for part in place)
         thumbs[0][small] = classes[::step, ::step]
         thumbs[1][small] = true_classes[::step, ::step]
-    mapped_km2 = counts.sum() * trial.gsd_m**2 / 1e6
-    scores = {**score(counts), "area mapped": mapped_km2 / trial.area_km2}
+    counted = matrix.compute()
+    mapped_km2 = counted.pixels * trial.gsd_m**2 / 1e6
+    scores = {**name_scores(counted), "area mapped": mapped_km2 / trial.area_km2}
     if not mapped_km2:
         return scores, None
     picture = Path(path.rstrip("/").removesuffix(".zarr") + ".truth.png")

@@ -11,6 +11,7 @@ import zarr
 import bigmap
 from bigmap.config import load_recipe
 from bigmap.errors import OutputError
+from bigmap.metrics import score_confusion
 from bigmap.simulate import render_truth
 from scripts import score_trial
 from tests.integration import small_world
@@ -32,11 +33,15 @@ def map_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_scores_follow_their_formulas() -> None:
-    scores = score_trial.score(np.array([6, 1, 2, 11]))
+    scores = score_trial.name_scores(score_confusion(np.array([[11, 1], [2, 6]])))
     assert scores["MCC"] == pytest.approx((6 * 11 - 1 * 2) / (7 * 8 * 12 * 13) ** 0.5)
     assert scores["IoU of cropland"] == pytest.approx(6 / 9)
+    assert scores["precision"] == pytest.approx(6 / 7)
+    assert scores["recall"] == pytest.approx(6 / 8)
     assert scores["overall accuracy"] == pytest.approx(17 / 20)
-    assert score_trial.score(np.array([0, 0, 0, 5]))["MCC"] == 0
+    alone = score_trial.name_scores(score_confusion(np.array([[5, 0], [0, 0]])))
+    assert np.isnan(alone["MCC"])
+    assert alone["overall accuracy"] == 1
 
 
 def test_a_trial_is_scored_and_drawn(map_path: str, capsys: pytest.CaptureFixture[str]) -> None:
