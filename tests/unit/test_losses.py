@@ -29,6 +29,8 @@ from bigmap.losses import (
     uncertainty_loss,
 )
 from bigmap.losses.masking import erode_mask
+from bigmap.models.colour_matching import ColourMatching
+from bigmap.models.shiftnet import ShiftNet, shift_lanczos
 
 BATCH, BANDS, SIDE = 2, 3, 14
 
@@ -60,7 +62,7 @@ def make_losses(side: int = SIDE):
     binary = labels.clamp(max=1)
     weights = class_weights(torch.tensor([5.0, 3.0, 2.0])).double()
     features = FeatureAffinity(BANDS, BANDS, subsample=2, block_px=10).double()
-    shifted = RegisteredLoss(Still(), torch_shift, loss=mae_loss, border_px=1)
+    shifted = RegisteredLoss(Still(), shift_lanczos, loss=mae_loss, border_px=1)
     return {
         "bce": (one, lambda p, r, v: binary_cross_entropy(p, binary, valid=v)),
         "ce": (image, lambda p, r, v: cross_entropy(p, labels, valid=v)),
@@ -103,16 +105,6 @@ class LearntShift(nn.Module):
     def forward(self, pairs: Tensor) -> Tensor:
         self.seen = pairs.detach()
         return self.shift.expand(len(pairs), 2)
-
-
-def torch_shift(images: Tensor, shifts_px: Tensor) -> Tensor:
-    """Shift by pixels down and right, bilinearly."""
-    height, width = images.shape[-2:]
-    matrix = torch.eye(2, 3, dtype=images.dtype).repeat(len(images), 1, 1)
-    scale = torch.tensor([2 / width, 2 / height], dtype=images.dtype)
-    moved = torch.cat([matrix[..., :2], -(shifts_px.flip(1) * scale)[..., None]], dim=2)
-    grid = F.affine_grid(moved, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 NAMES = sorted(make_losses())
@@ -376,11 +368,11 @@ def test_the_registered_loss_finds_a_known_shift(loss) -> None:
     scene = smooth_scene()
     known = torch.tensor([[1.6, -0.7]])
     # A blind corner, so that what the mask hides cannot lead the search.
-    target = torch_shift(scene, known)
+    target = shift_lanczos(scene, known)
     valid = torch.ones(1, *scene.shape[-2:], dtype=torch.bool)
     valid[:, :12, :12] = False
     target[..., :12, :12] = torch.nan
-    registered = RegisteredLoss(LearntShift(), torch_shift, loss=loss)
+    registered = RegisteredLoss(LearntShift(), shift_lanczos, loss=loss)
     optimiser = torch.optim.Adam(registered.parameters(), lr=0.1)
     before = registered(scene, target, valid=valid)
     for _ in range(80):
@@ -402,7 +394,7 @@ def test_the_registered_loss_matches_resamples_and_crops() -> None:
     colours = nn.Conv2d(2, 2, 1)
     estimator = LearntShift()
     registered = RegisteredLoss(
-        estimator, torch_shift, colours=colours, loss=mae_loss, estimate_px=10, border_px=4
+        estimator, shift_lanczos, colours=colours, loss=mae_loss, estimate_px=10, border_px=4
     )
     loss = registered(image, spoilt, valid=valid)
     matched = colours(F.interpolate(image, size=(30, 30), mode="bicubic"))
@@ -419,6 +411,21 @@ def test_the_registered_loss_matches_resamples_and_crops() -> None:
     registered.estimate_px = 31
     with pytest.raises(ValueError, match="smaller than the 31 px"):
         registered(image, target, valid=valid)
+
+
+def test_shiftnet_and_colour_matching_fit_the_registered_loss() -> None:
+    """An untrained ShiftNet shifts nothing, so the loss is that of the matched image."""
+    image, target = (draw(1, 3, 136, 132, dtype=torch.float32) for _ in range(2))
+    valid = torch.ones(1, 136, 132, dtype=torch.bool)
+    colours, network = ColourMatching(3), ShiftNet(3).eval()
+    registered = RegisteredLoss(network, shift_lanczos, colours=colours, estimate_px=128)
+    loss = registered(image, target, valid=valid)
+    inside = torch.zeros_like(valid)
+    inside[:, 3:-3, 3:-3] = True
+    torch.testing.assert_close(loss, ssim_loss(colours(image), target, valid=inside))
+    loss.backward()
+    assert network.shift.weight.grad is not None
+    assert network.shift.weight.grad.abs().sum() > 0
 
 
 def test_uncertainty_by_hand() -> None:
