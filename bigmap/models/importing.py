@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
 from bigmap.errors import ModelError
+
+_LEAVES = {
+    "conv": {"weight": "weight", "bias": "bias"},
+    "norm": {
+        name: name
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    },
+    "attention": {
+        "in_proj_weight": "in_proj.weight",
+        "in_proj_bias": "in_proj.bias",
+        "out_proj.weight": "out_proj.weight",
+        "out_proj.bias": "out_proj.bias",
+    },
+}
+"""Tensors of a published module, and what they are called in ours."""
 
 _HIGHRESNET_LAYERS = {
     "encode.init_layer.0": "encoder.0",
@@ -33,6 +48,35 @@ _HIGHRESNET_LAYERS = {
 """Layers of the published HighRes-net and of ours."""
 _HIGHRESNET_SLOPES = ("encoder.1", "body.1", "body.3", "fusion.2", "decoder.1")
 """PReLUs of ours, which have a weight and no bias."""
+
+
+def import_piunet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a published PIUnet checkpoint, at any number of channels and TEFA units.
+
+    Its names are those of github.com/diegovalsesia/piunet, whose convolutions over (time, y, x)
+    have kernels (1, 3, 3); ours are over (y, x).
+
+    Parameters
+    ----------
+    state
+        The checkpoint's state dict.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        State dict of :class:`bigmap.models.piunet.PIUnet`, for its ``load_state_dict``.
+
+    Raises
+    ------
+    ModelError
+        If a tensor is missing, or one is there that the published network does not have.
+    """
+    names: dict[str, str] = {}
+    units = 1 + max((int(key.split(".")[1]) for key in state if _is_unit(key)), default=-1)
+    for theirs, ours, kind in _list_piunet_modules(units):
+        names |= {f"{theirs}.{a}": f"{ours}.{b}" for a, b in _LEAVES[kind].items()}
+    check_keys(state, names, "PIUnet")
+    return {ours: _drop_time_axis(state[theirs]) for theirs, ours in names.items()}
 
 
 def import_highresnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -82,3 +126,42 @@ def check_keys(state: Mapping[str, Tensor], expected: Mapping[str, str], network
             raise ModelError(
                 f"the checkpoint {problem} {min(keys)}; it is not a published {network}"
             )
+
+
+def _is_unit(key: str) -> bool:
+    parts = key.split(".")
+    return parts[0] == "res" and len(parts) > 1 and parts[1].isdecimal()
+
+
+def _list_piunet_modules(units: int) -> Iterator[tuple[str, str, str]]:
+    """Yield the published name, our name and the kind of each module."""
+    yield from _rename_block("", ("conv_in", "norm00", "tran_in", "norm0"), "backbone.first")
+    for unit in range(units):
+        theirs, ours = f"res.{unit}.", f"backbone.units.{unit}"
+        yield from _rename_block(theirs, ("conv0", "norm00", "tran0", "norm0"), f"{ours}.first")
+        yield from _rename_block(theirs, ("conv1", "norm11", "tran1", "norm1"), f"{ours}.second")
+        yield f"{theirs}lin0", f"{ours}.gate.squeeze", "conv"
+        yield f"{theirs}lin1", f"{ours}.gate.excite", "conv"
+    yield from _rename_block("", ("conv_mid", "norm11", "tran_mid", "norm1"), "backbone.middle")
+    ours = "backbone.registration.estimator"
+    yield from _rename_block("regnet.", ("conv0", "norm00", "tran0", "norm0"), f"{ours}.block")
+    yield "regnet.conv1", f"{ours}.project", "conv"
+    yield "conv_d2s_mu", "image", "conv"
+    yield "conv_d2s_sigma", "scale_features.conv", "conv"
+    yield "norm_sigma", "scale_features.norm", "norm"
+    yield "conv_out_sigma", "log_scale", "conv"
+
+
+def _rename_block(
+    prefix: str, modules: tuple[str, str, str, str], ours: str
+) -> Iterator[tuple[str, str, str]]:
+    """Yield the modules of a temporal block: convolution, its norm, attention, its norm."""
+    parts = ("convolution.conv", "convolution.norm", "attention", "norm")
+    kinds = ("conv", "norm", "attention", "norm")
+    for module, part, kind in zip(modules, parts, kinds, strict=True):
+        yield f"{prefix}{module}", f"{ours}.{part}", kind
+
+
+def _drop_time_axis(tensor: Tensor) -> Tensor:
+    """Turn kernels (out, in, 1, y, x) into (out, in, y, x), and (out, in, 1) into (out, in)."""
+    return tensor.squeeze(2) if tensor.ndim in (3, 5) and tensor.shape[2] == 1 else tensor
