@@ -36,8 +36,10 @@ from bigmap.models.dbpn_segnet import DbpnSegnetModel
 from bigmap.models.highresnet import HighresnetModel
 from bigmap.models.legends import LEGENDS
 from bigmap.models.ndvi import NdviModel
+from bigmap.models.piunet import PiunetModel
 from bigmap.models.segnet import SegnetModel
 from bigmap.models.small_conv import SmallConvModel
+from bigmap.models.spinet import SpinetModel
 from bigmap.models.srresnet import SrresnetModel
 
 __all__ = [
@@ -65,8 +67,10 @@ BUILT_IN: dict[str, type[MapModel]] = {
     "dbpn-segnet": DbpnSegnetModel,
     "highres-net": HighresnetModel,
     "ndvi": NdviModel,
+    "piunet": PiunetModel,
     "segnet": SegnetModel,
     "small-conv": SmallConvModel,
+    "spinet": SpinetModel,
     "srresnet": SrresnetModel,
 }
 

@@ -12,10 +12,11 @@ from bigmap.models import build_model
 from bigmap.models.base import OptionValue
 from bigmap.models.card import Training
 from bigmap.models.checkpoint import read_tensors, save_weights
-from bigmap.models.importing import import_highresnet
+from bigmap.models.importing import import_highresnet, import_piunet
 
 IMPORTERS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
-    "highres-net": import_highresnet
+    "highres-net": import_highresnet,
+    "piunet": import_piunet,
 }
 """Turn the published names of a network's tensors into ours."""
 
