@@ -83,7 +83,7 @@ class TemporalAttention(nn.Module):
     def _attend(self, group: Tensor) -> Tensor:
         windows, dates, channels, height, width = group.shape
         # Each pixel's dates side by side: one copy, after which all products run on views.
-        tokens = group.permute(0, 3, 4, 1, 2).reshape(-1, dates, channels)
+        tokens = group.permute(0, 3, 4, 1, 2).reshape(-1, dates, channels).contiguous()
         query, key, value = self.in_proj(tokens).split(channels, dim=-1)
         # Keys by queries: softmax over the last axis is several times slower on rows so short.
         similarity = torch.bmm(key, query.mT) * channels**-0.5
