@@ -72,7 +72,8 @@ def test_every_model_maps_real_scenes(shared_data, tmp_path, client, name):
     """With the four bands that the real scenes have; networks are untrained."""
     raw = raw_recipe(
         shared_data, tmp_path / "map.zarr", area={"bbox": AREA}, grid__cell_px=128,
-        grid__block_px=256, grid__core_px=64, model=small_model(name, REAL_BANDS),
+        grid__block_px=256, grid__core_px=64, grid__shard_px=256, grid__chunk_px=256,
+        model=small_model(name, REAL_BANDS),
         dates={"max_per_cell": 3, "min_clear_percent": 0},
     )  # fmt: skip
     plan, result = run(raw, client)
