@@ -54,7 +54,8 @@ def import_piunet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a published PIUnet checkpoint, at any number of channels and TEFA units.
 
     Its names are those of github.com/diegovalsesia/piunet, whose convolutions over (time, y, x)
-    have kernels (1, 3, 3); ours are over (y, x).
+    have kernels (1, 3, 3); ours are over (y, x). The checkpoint does not hold the mean and
+    deviation its images were standardised with: set them as the model's statistics.
 
     Parameters
     ----------
