@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -60,6 +61,8 @@ __all__ = [
     "read_tensors",
     "save_weights",
 ]
+
+_BUILD_LOCK = threading.Lock()
 
 BUILT_IN: dict[str, type[MapModel]] = {
     "bicubic": BicubicModel,
@@ -194,8 +197,9 @@ def _construct(
                 f"model.options.{option} is unknown to {name}; it has {', '.join(known) or 'none'}"
             )
     try:
-        # Random weights are the same in every process, so that workers agree.
-        with torch.random.fork_rng(devices=[]):
+        # Random weights are the same in every process, so that workers agree. The threads of a
+        # process share the generator.
+        with _BUILD_LOCK, torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = kind(**options, **settings)
     except (TypeError, ValueError) as error:

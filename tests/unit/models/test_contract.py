@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -303,3 +304,12 @@ def test_pytorch_files_never_run_code(tmp_path, capsys):
     with pytest.raises(ModelError, match="cannot be read as plain weights"):
         read_tensors(file)
     assert "bomb" not in capsys.readouterr().out
+
+
+def test_threads_that_build_at_once_get_the_same_random_weights():
+    options = {"size": "small"}
+    expected = build_model("dbpn", options).state_dict()
+    with ThreadPoolExecutor(4) as pool:
+        for model in pool.map(lambda _: build_model("dbpn", options), range(8)):
+            for name, tensor in model.state_dict().items():
+                assert torch.equal(tensor, expected[name])
