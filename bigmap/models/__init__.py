@@ -34,7 +34,10 @@ from bigmap.models.card import ModelCard, Training, read_card
 from bigmap.models.checkpoint import load_weights, read_tensors, save_weights
 from bigmap.models.dbpn import DbpnModel
 from bigmap.models.dbpn_segnet import DbpnSegnetModel
+from bigmap.models.deeplab import DeepLabModel
+from bigmap.models.dual import DualModel
 from bigmap.models.highresnet import HighresnetModel
+from bigmap.models.hrnet import HrnetModel
 from bigmap.models.legends import LEGENDS
 from bigmap.models.ndvi import NdviModel
 from bigmap.models.piunet import PiunetModel
@@ -68,7 +71,10 @@ BUILT_IN: dict[str, type[MapModel]] = {
     "bicubic": BicubicModel,
     "dbpn": DbpnModel,
     "dbpn-segnet": DbpnSegnetModel,
+    "deeplabv3plus": DeepLabModel,
+    "dual": DualModel,
     "highres-net": HighresnetModel,
+    "hrnet": HrnetModel,
     "ndvi": NdviModel,
     "piunet": PiunetModel,
     "segnet": SegnetModel,
