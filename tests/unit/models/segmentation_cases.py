@@ -74,7 +74,11 @@ def cut_chips(values, places, size):
 
 
 def train(model, reflectance, classes, *, steps, chip, batch=4, rate=3e-3, image=None, seed=0):
-    """Train on random chips of a window; return the losses of all steps."""
+    """Train on random chips of a window; return the losses of all steps.
+
+    One thread, as the order of sums, and so the trained network, depends on their number.
+    """
+    torch.set_num_threads(1)
     model.train()
     upscale = model.spec.upscale
     generator = torch.Generator().manual_seed(seed)
