@@ -9,8 +9,10 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,7 @@ def run_measured(command: Sequence[str], log: Path) -> Measured:
         process = psutil.Popen(command, stdout=output, stderr=errors, cwd=ROOT)
         peak = 0
         while True:
-            peak = max(peak, _tree_bytes(process))
+            peak = max(peak, count_tree_bytes(process))
             try:
                 process.wait(SAMPLE_S)
                 break
@@ -67,7 +69,8 @@ def run_measured(command: Sequence[str], log: Path) -> Measured:
         return Measured(seconds, peak, output.read())
 
 
-def _tree_bytes(process: psutil.Process) -> int:
+def count_tree_bytes(process: psutil.Process) -> int:
+    """Return the memory of a process and all its children, shared pages counted once."""
     total = 0
     try:
         for member in [process, *process.children(recursive=True)]:
@@ -84,6 +87,24 @@ def _own_bytes(process: psutil.Process) -> int:
         return 0
     # Only Linux divides shared pages among those who share them.
     return int(getattr(memory, "pss", memory.rss))
+
+
+@contextmanager
+def watch_memory() -> Iterator[list[int]]:
+    """Watch the memory of this process and its children; yields a list of one number, the peak."""
+    peak, stop = [0], threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(SAMPLE_S):
+            peak[0] = max(peak[0], count_tree_bytes(psutil.Process()))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
 
 
 def describe_machine() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Time the writing of simulated scenes: 10 km x 10 km, 12 dates, 12 bands.
 
-    python benchmarks/simulate_speed.py [--small]
+    python -m benchmarks.simulate_speed [--small]
 
 Writes one JSON file to benchmarks/results/ and prints it.
 """
@@ -12,13 +12,13 @@ import datetime as dt
 import json
 import os
 import platform
-import resource
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measuring import watch_memory
 from bigmap.simulate import SceneRequest, list_request_parts, write_scenes
 from bigmap.simulate.sensor import MSI
 
@@ -43,7 +43,7 @@ def main() -> None:
         seed=1,
         scene_px=options.scene_px,
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, watch_memory() as peak:
         started = time.perf_counter()
         items = write_scenes(request, Path(folder))
         first_s = time.perf_counter() - started
@@ -61,7 +61,7 @@ def main() -> None:
         "bands": len(bands),
         "seconds": round(first_s, 1),
         "seconds_again": round(again_s, 2),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_memory_mb": peak[0] // 1_000_000,
         "megabytes": round(size / 1e6, 1),
         "cores": len(os.sched_getaffinity(0)),
         "machine": platform.machine(),
