@@ -338,6 +338,8 @@ class _Driver:
         error = future.exception() if future.status == "error" else None
         if isinstance(error, (LeaseError, ModelError)):
             raise error
+        if error is None and self.client.status != "running":
+            raise CommClosedError("its scheduler has gone")
         name = self.plan.name(block)
         if error is None or isinstance(error, KilledWorker):
             self.losses[name] += 1

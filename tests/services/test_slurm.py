@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -138,11 +139,12 @@ class Driver:
 
 
 def test_a_run_on_slurm_has_the_bytes_of_a_local_one(world, slurm):
-    driver = Driver(world, slurm, "plain", seconds=0)
+    driver = Driver(world, slurm, "plain", seconds=1, min_jobs=1, max_jobs=2)
     driver.wait_until(lambda: bool(list(world.folder.glob(".bigmap-tls-*/key.pem"))))
     (folder,) = world.folder.glob(".bigmap-tls-*")
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600}
+    driver.wait_until(lambda: len(slurm.jobs()) == 2)  # The work asks for more than one job.
     assert driver.finish() == 0, driver.explain()
     assert world.digest("plain") == world.expected
     assert not list(world.folder.glob(".bigmap-tls-*")), "certificates go with the run"
@@ -189,6 +191,17 @@ def test_a_walltime_of_a_minute_under_a_run_of_three(world, slurm):
     assert driver.finish(limit_s=900) == 0, driver.explain()
     assert time.monotonic() - started > 150
     assert world.digest("killed") == world.expected
+    slurm.wait_for_no_jobs()
+
+
+def test_a_driver_that_waits_in_the_queue_stops_in_order(world, slurm):
+    driver = Driver(world, slurm, "held", seconds=0, directives="[--hold]")
+    driver.wait_until(lambda: "waiting for the first worker of SLURM job" in driver.log.read_text())
+    assert len(slurm.jobs("PENDING")) == 2
+    driver.process.send_signal(signal.SIGUSR1)
+    assert driver.finish() == 75, driver.explain()
+    assert "stopped by SIGUSR1: go on with the same command and --resume" in driver.log.read_text()
+    assert not list(world.folder.glob(".bigmap-tls-*"))
     slurm.wait_for_no_jobs()
 
 
