@@ -40,6 +40,7 @@ from bigmap.models.highresnet import HighresnetModel
 from bigmap.models.hrnet import HrnetModel
 from bigmap.models.legends import LEGENDS
 from bigmap.models.ndvi import NdviModel
+from bigmap.models.pipelines import SrHrnetModel
 from bigmap.models.piunet import PiunetModel
 from bigmap.models.segnet import SegnetModel
 from bigmap.models.small_conv import SmallConvModel
@@ -80,6 +81,7 @@ BUILT_IN: dict[str, type[MapModel]] = {
     "segnet": SegnetModel,
     "small-conv": SmallConvModel,
     "spinet": SpinetModel,
+    "sr-hrnet": SrHrnetModel,
     "srresnet": SrresnetModel,
 }
 

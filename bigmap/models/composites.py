@@ -79,7 +79,7 @@ def _find_median(reflectance: Tensor, clear: Tensor) -> Tensor:
 def _pick_clearest(reflectance: Tensor, clear: Tensor) -> Tensor:
     best = torch.full_like(reflectance[:, :1, 0], -1)
     image = torch.zeros_like(reflectance[:, 0])
-    scores = torch.where(clear, _count_around(clear), -1)
+    scores = torch.where(clear, count_around(clear), -1)
     for score, values in zip(scores.unbind(1), reflectance.unbind(1), strict=True):
         better = score.unsqueeze(1) > best
         best = torch.where(better, score.unsqueeze(1), best)
@@ -87,7 +87,7 @@ def _pick_clearest(reflectance: Tensor, clear: Tensor) -> Tensor:
     return image
 
 
-def _count_around(clear: Tensor) -> Tensor:
+def count_around(clear: Tensor) -> Tensor:
     """Count clear pixels in the box around each pixel; float32 holds such numbers exactly."""
     radius, size = CLEAREST_RADIUS_PX, 2 * CLEAREST_RADIUS_PX + 1
     rows = F.avg_pool2d(
