@@ -112,3 +112,19 @@ def test_a_script_without_a_guard_runs_once_and_stops_cleanly(tmp_path: Path) ->
     written = [file for file in cache.rglob("*") if file.is_file()]
     assert written
     assert not [file for file in written if file.name.startswith(".")]
+
+
+def test_processes_end_with_a_caller_that_is_killed(tmp_path: Path) -> None:
+    process = start_script(tmp_path / "cache")
+    caller = psutil.Process(process.pid)
+    children: list[psutil.Process] = []
+    deadline = time.monotonic() + 60
+    while len(children) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        children = caller.children()
+    assert len(children) == 2
+    time.sleep(2)  # they are at work
+    process.kill()
+    process.communicate()
+    assert psutil.wait_procs(children, timeout=60)[1] == []
+    assert not [file for file in tmp_path.rglob(".*") if file.is_file()]
