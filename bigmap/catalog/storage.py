@@ -21,7 +21,7 @@ import shapely
 from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
 
 from bigmap.catalog.audit import Audit, Catalogue, Finding
-from bigmap.catalog.hrefs import clean_href, is_url
+from bigmap.catalog.hrefs import clean_href, is_url, join_href
 from bigmap.catalog.parsing import DECIDED_SHIFT
 from bigmap.catalog.projection import footprint_of
 from bigmap.catalog.sources import without_nulls
@@ -96,6 +96,8 @@ def _copy_with_audit(plain: Path, final: Path, audit: bytes) -> None:
 def load_items(path: str) -> Catalogue:
     """Read a catalogue that :func:`save_items` wrote.
 
+    Relative hrefs are relative to the file, so that it can be moved with its scenes.
+
     Raises
     ------
     CatalogError
@@ -105,7 +107,7 @@ def load_items(path: str) -> Catalogue:
         with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as stored:
             audit = _audit_from(json.loads(stored.schema_arrow.metadata[_AUDIT_KEY]))
             names = [name for name in _COLUMNS if name in stored.schema_arrow.names]
-            rows = _to_table(stored.read(columns=names))
+            rows = _to_table(_resolve_folders(stored.read(columns=names), path))
     except FileNotFoundError as error:
         raise CatalogError(f"{path} does not exist; run without --resume to make it") from error
     except (OSError, ImportError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
@@ -123,6 +125,21 @@ def is_saved_catalogue(path: str) -> bool:
             return _AUDIT_KEY in metadata and "bigmap:layout" in stored.schema_arrow.names
     except (OSError, ImportError, pa.ArrowInvalid):
         return False
+
+
+def _resolve_folders(stored: pa.Table, path: str) -> pa.Table:
+    """Join the folders of files that are told from the place of the catalogue to that place."""
+    column = stored.column_names.index("bigmap:folder")
+    folders = stored[column].cast(pa.string()).combine_chunks().dictionary_encode()
+    places = folders.dictionary.to_pylist()
+    resolved = [
+        f"{join_href(path, place).rstrip('/')}/" if place.startswith(".") else place
+        for place in places
+    ]
+    if resolved == places:
+        return stored
+    values = pa.DictionaryArray.from_arrays(folders.indices, pa.array(resolved, pa.string()))
+    return stored.set_column(column, "bigmap:folder", values.cast(pa.string()))
 
 
 def _to_table(stored: pa.Table) -> ItemTable:
