@@ -167,18 +167,7 @@ class Engine:
         """
         timings = timings or Timings()
         canvas = _Canvas(self, roi)
-        blend_px = self.windowing.blend_px(self.lattice)
-        halo_px = self.windowing.halo_px(self.model.spec, self.lattice)
-        reach = grid.grow(roi, blend_px)
-        for cell in self.lattice.cells(reach):
-            cores = [
-                core
-                for core in self.lattice.cores(grid.intersect(cell, reach))
-                if is_wanted is None or is_wanted(grid.intersect(grid.grow(core, blend_px), roi))
-            ]
-            if not cores:
-                continue
-            window = grid.grow(grid.hull(cores), halo_px)
+        for cell, cores, window in self.list_reads(roi, is_wanted=is_wanted):
             data = read_cell(cell, window)
             if not data.clear.any():
                 continue
@@ -190,6 +179,28 @@ class Engine:
             finally:
                 DEVICE_LOCK.release()
         return canvas.finish()
+
+    def list_reads(
+        self, roi: ROI, *, is_wanted: Callable[[ROI], bool] | None = None
+    ) -> Iterator[tuple[ROI, list[ROI], ROI]]:
+        """Yield what :meth:`predict` reads for a region: cells, their cores, and one window each.
+
+        Parameters
+        ----------
+        roi, is_wanted
+            As for :meth:`predict`.
+        """
+        blend_px = self.windowing.blend_px(self.lattice)
+        halo_px = self.windowing.halo_px(self.model.spec, self.lattice)
+        reach = grid.grow(roi, blend_px)
+        for cell in self.lattice.cells(reach):
+            cores = [
+                core
+                for core in self.lattice.cores(grid.intersect(cell, reach))
+                if is_wanted is None or is_wanted(grid.intersect(grid.grow(core, blend_px), roi))
+            ]
+            if cores:
+                yield cell, cores, grid.grow(grid.hull(cores), halo_px)
 
     @torch.inference_mode()
     def _predict_cell(

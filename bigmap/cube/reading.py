@@ -7,11 +7,13 @@ GDAL's cache, which would serve a broken answer again.
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -29,6 +31,11 @@ from bigmap.grid import ROI
 from bigmap.signing import sign_href
 
 ALIGNED_TOLERANCE_PX = 1e-4
+STAGED_TAG = "BIGMAP_STAGED"
+"""Of a file that holds parts of another on its grid: these parts, as JSON lists of the first row,
+the row behind the last, the first column and the column behind the last."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -96,40 +103,25 @@ class RasterReader:
         ReadError
             If the file is missing or cannot be read after all retries.
         """
-        attempts = Retrying(
-            stop=stop_after_attempt(self.access.retries + 1),
-            wait=wait_random_exponential(multiplier=0.2, max=10),
-            retry=retry_if_exception_type(RasterioIOError),
-            reraise=True,
-        )
-        try:
-            for attempt in attempts:
-                with attempt:
-                    return self._read_once(href, roi, fresh=attempt.retry_state.attempt_number > 1)
-        except (RasterioError, CRSError) as error:
-            raise ReadError(f"{href}: {_reason(error, href)}") from None
-        raise AssertionError("the loop above returns or raises")
 
-    def _read_once(self, href: str, roi: ROI, *, fresh: bool) -> npt.NDArray[Any]:
-        if is_local(href) and not Path(href).exists():
-            raise ReadError(f"{href}: no such file")
-        with (
-            rasterio.Env(**self.access.gdal_options(), **(_uncached(href) if fresh else {})),
-            rasterio.open(sign_href(href, self.access.sign), sharing=False) as dataset,
-        ):
-            if dataset.count != 1:
-                raise ReadError(f"{href}: has {dataset.count} bands, but assets of one are read")
-            if dataset.crs is None:
-                raise ReadError(f"{href}: has no CRS")
+        def place(dataset: Any) -> npt.NDArray[Any]:
             if self.nodata == 0 and dataset.nodata not in (None, 0):
                 raise ReadError(f"{href}: declares {dataset.nodata} as nodata, Sentinel-2 has 0")
-            return self._place(dataset, roi)
+            return self._place(dataset, roi, href)
 
-    def _place(self, dataset: Any, roi: ROI) -> npt.NDArray[Any]:
+        return use_raster(href, self.access, place)
+
+    def _place(self, dataset: Any, roi: ROI, href: str) -> npt.NDArray[Any]:
         """Bring an open file onto the grid."""
-        source = FileGrid(dataset.crs.to_wkt(), dataset.transform, dataset.shape)
+        source, parts = grid_of(dataset), staged_parts_of(dataset)
 
         def read(rows: slice, cols: slice) -> npt.NDArray[Any]:
+            if parts is not None and not covers(parts, (rows, cols)):
+                raise ReadError(
+                    f"{href}: the part that was staged does not hold rows {rows.start} to "
+                    f"{rows.stop}, columns {cols.start} to {cols.stop}; run bigmap stage with "
+                    "this recipe"
+                )
             window = Window.from_slices(rows, cols)
             pixels: npt.NDArray[Any] = dataset.read(1, window=window, out_dtype=self.dtype)
             return pixels
@@ -145,6 +137,74 @@ class RasterReader:
         if not grid.is_empty(part):
             out[grid.relative(part, roi)] = read(*grid.relative(part, extent))
         return out
+
+
+def use_raster(href: str, access: Access, use: Callable[[Any], T]) -> T:
+    """Open a single-band raster and use it, both again with backoff where GDAL fails.
+
+    Parameters
+    ----------
+    href
+        Path or URL, unsigned.
+    access
+        How to fetch it.
+    use
+        What to do with the open dataset.
+
+    Raises
+    ------
+    ReadError
+        If the file is missing, is not such a raster, or cannot be read after all retries.
+    """
+    attempts = Retrying(
+        stop=stop_after_attempt(access.retries + 1),
+        wait=wait_random_exponential(multiplier=0.2, max=10),
+        retry=retry_if_exception_type(RasterioIOError),
+        reraise=True,
+    )
+    try:
+        for attempt in attempts:
+            with attempt:
+                return _use_once(href, access, use, fresh=attempt.retry_state.attempt_number > 1)
+    except (RasterioError, CRSError) as error:
+        raise ReadError(f"{href}: {_reason(error, href)}") from None
+    raise AssertionError("the loop above returns or raises")
+
+
+def _use_once(href: str, access: Access, use: Callable[[Any], T], *, fresh: bool) -> T:
+    if is_local(href) and not Path(href).exists():
+        raise ReadError(f"{href}: no such file")
+    with (
+        rasterio.Env(**access.gdal_options(), **(_uncached(href) if fresh else {})),
+        rasterio.open(sign_href(href, access.sign), sharing=False) as dataset,
+    ):
+        if dataset.count != 1:
+            raise ReadError(f"{href}: has {dataset.count} bands, but assets of one are read")
+        if dataset.crs is None:
+            raise ReadError(f"{href}: has no CRS")
+        return use(dataset)
+
+
+def grid_of(dataset: Any) -> FileGrid:
+    """Return where the pixels of an open file lie."""
+    return FileGrid(dataset.crs.to_wkt(), dataset.transform, dataset.shape)
+
+
+def staged_parts_of(dataset: Any) -> list[ROI] | None:
+    """Return the parts that a staged file holds, apart from each other; None for other files."""
+    text = dataset.tags().get(STAGED_TAG)
+    if text is None:
+        return None
+    return [
+        (slice(top, bottom), slice(left, right)) for top, bottom, left, right in json.loads(text)
+    ]
+
+
+def covers(parts: list[ROI], window: ROI) -> bool:
+    """Tell whether parts, which do not overlap, hold a whole window."""
+    common = (grid.intersect(part, window) for part in parts)
+    held = sum(math.prod(grid.shape_of(part)) for part in common if not grid.is_empty(part))
+    return held == math.prod(grid.shape_of(window))
 
 
 @lru_cache(maxsize=4096)

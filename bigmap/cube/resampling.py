@@ -54,6 +54,10 @@ KERNELS: dict[str, tuple[int, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]]] =
     "cubic": (2, _weigh_cubic),
 }
 """Radius in source pixels, and weight by distance."""
+METHODS: dict[str, tuple[str, ...]] = {
+    "nearest": (), "bilinear": ("bilinear",), "cubic": ("cubic", "bilinear"),
+}  # fmt: skip
+"""The kernel of a method, then the one that replaces it where neighbours are missing."""
 
 
 @lru_cache(maxsize=16)
@@ -104,13 +108,18 @@ def locate_pixels(target: TargetGrid, roi: ROI, source: str) -> tuple[FloatArray
     x, y
         float64, (y, x), in metres of the file's CRS; infinite where there is no such place.
     """
-    knots = [np.arange(p.start // KNOT_PX, (p.stop - 1) // KNOT_PX + 2) * KNOT_PX for p in roi]
+    knots = _knots_of(roi)
     x, y = np.meshgrid(
         target.anchor_m[0] + knots[1] * target.gsd_m, target.anchor_m[1] - knots[0] * target.gsd_m
     )
     located = _transformer(target.crs, source).transform(x, y)
     xs, ys = (_interpolate(values, knots, roi) for values in located)
     return xs, ys
+
+
+def _knots_of(roi: ROI) -> list[IntArray]:
+    """Return the rows and columns of the knots around a region, in global pixel indices."""
+    return [np.arange(p.start // KNOT_PX, (p.stop - 1) // KNOT_PX + 2) * KNOT_PX for p in roi]
 
 
 def _interpolate(values: FloatArray, knots: list[IntArray], roi: ROI) -> FloatArray:
@@ -228,12 +237,8 @@ def _plan(target: TargetGrid, roi: ROIKey, source: FileGrid, method: str) -> Sam
         inside &= (rows < source.shape[0] - TIE_PX) & (cols < source.shape[1] - TIE_PX)
     if not inside.any():
         return None
-    ratios = (
-        abs(source.transform.e) / target.gsd_m,
-        abs(source.transform.a) / target.gsd_m,
-    )
-    methods = {"nearest": (), "bilinear": ("bilinear",), "cubic": ("cubic", "bilinear")}[method]
-    reach = [max([0] + [_reach(m, ratio) for m in methods]) + 1 for ratio in ratios]
+    ratios, methods = _ratios(target, source), METHODS[method]
+    reach = _margins(ratios, method)
     is_whole = bool(inside.all())
     reached = (rows, cols) if is_whole else (rows[inside], cols[inside])
     wanted = [
@@ -266,6 +271,63 @@ def _plan(target: TargetGrid, roi: ROIKey, source: FileGrid, method: str) -> Sam
 @lru_cache(maxsize=4)
 def _locate(target: TargetGrid, roi: ROIKey, source: str) -> tuple[FloatArray, FloatArray]:
     return locate_pixels(target, (slice(*roi[:2]), slice(*roi[2:])), source)
+
+
+def bound_sampling(
+    target: TargetGrid, roi: ROI, source: FileGrid, method: str
+) -> tuple[slice, slice]:
+    """Bound the windows that :func:`plan_sampling` reads for a region or any part of it.
+
+    A pixel's coordinates lie between those of the knots around it, and a projection has its
+    extremes over a region on the outline; so the knots of the outline tell, and a pixel more
+    allows for rounding.
+
+    Parameters
+    ----------
+    target, roi, source, method
+        As for :func:`plan_sampling`.
+
+    Returns
+    -------
+    rows, cols
+        A window inside the file; empty where the region does not meet it. Where the outline has
+        no place in the CRS of the file, the whole file.
+    """
+    knot_rows, knot_cols = _knots_of(roi)
+    rows = np.concatenate([knot_rows, knot_rows, *([end] * len(knot_cols) for end in
+                           (knot_rows[0], knot_rows[-1]))])  # fmt: skip
+    cols = np.concatenate([*([end] * len(knot_rows) for end in (knot_cols[0], knot_cols[-1])),
+                           knot_cols, knot_cols])  # fmt: skip
+    x, y = _transformer(target.crs, source.crs).transform(
+        target.anchor_m[0] + cols * target.gsd_m, target.anchor_m[1] - rows * target.gsd_m
+    )
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return slice(0, source.shape[0]), slice(0, source.shape[1])
+    inverse = ~source.transform
+    places = (
+        inverse.d * x + inverse.e * y + inverse.f,
+        inverse.a * x + inverse.b * y + inverse.c,
+    )
+    first, second = (
+        slice(
+            min(max(0, math.floor(values.min()) - margin - 1), size),
+            max(min(size, math.floor(values.max()) + margin + 2), 0),
+        )
+        for values, margin, size in zip(
+            places, _margins(_ratios(target, source), method), source.shape, strict=True
+        )
+    )
+    return first, second
+
+
+def _ratios(target: TargetGrid, source: FileGrid) -> tuple[float, float]:
+    """Return the size of a file's pixels in pixels of the grid, (y, x)."""
+    return abs(source.transform.e) / target.gsd_m, abs(source.transform.a) / target.gsd_m
+
+
+def _margins(ratios: tuple[float, float], method: str) -> list[int]:
+    """Return how many pixels of the file are read beyond the places wanted, (y, x)."""
+    return [max([0] + [_reach(m, ratio) for m in METHODS[method]]) + 1 for ratio in ratios]
 
 
 def _reach(method: str, ratio: float) -> int:
