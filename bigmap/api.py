@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import xarray as xr
 
@@ -13,11 +14,13 @@ from bigmap.errors import RecipeError
 from bigmap.grid import intersect, is_empty, shape_of
 from bigmap.inference import predict
 from bigmap.planning import Plan, make_plan
+from bigmap.progress import StageProgress
 from bigmap.runner import Reporter, RunSummary, SilentReporter, run_plan
 from bigmap.runs import RunFolder, check_output
+from bigmap.staging import JOBS, StageSummary, read_staged, stage_plan, use_staged
 from bigmap.store import open_map
 
-__all__ = ["load_recipe", "open_cube", "open_map", "plan", "predict", "run"]
+__all__ = ["load_recipe", "open_cube", "open_map", "plan", "predict", "run", "stage"]
 
 SMALLEST_CUBE_PX = 1
 
@@ -39,6 +42,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     limit: int | None = None,
+    staged: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> RunSummary:
     """Make a map on the recipe's cluster.
@@ -53,6 +57,8 @@ def run(
         Start anew even if ``output.path`` exists.
     limit
         Map so many blocks only, for a trial.
+    staged
+        Folder of :func:`stage`: its scenes are read, and nothing else.
     reporter
         Shows progress; by default nothing is shown.
 
@@ -68,11 +74,15 @@ def run(
     """
     resuming = check_output(recipe, resume=resume, overwrite=overwrite)
     items = RunFolder(recipe.output.path).read_items() if resuming else None
+    if staged is not None and not resuming:
+        items = read_staged(Path(staged))
     reporter = reporter or SilentReporter()
     with Cluster(recipe, note=reporter.note) as cluster:
         prepared = make_plan(recipe, catalogue=items, render=cluster.render)
         if resuming:
             RunFolder(recipe.output.path).check_plan(prepared)
+        if staged is not None:
+            prepared = use_staged(prepared, Path(staged))
         return run_plan(
             prepared,
             cluster.client,
@@ -81,6 +91,37 @@ def run(
             threads=threads_per_worker(recipe),
             reporter=reporter,
         )
+
+
+def stage(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    whole: bool = False,
+    jobs: int = JOBS,
+    reporter: StageProgress | None = None,
+) -> StageSummary:
+    """Fetch the scenes of a recipe into a folder, for compute nodes without network.
+
+    Parameters
+    ----------
+    recipe
+        What is to be mapped.
+    folder
+        Where to; what is there already and unchanged is kept.
+    whole
+        Copy whole files, and not only the tiles that the run reads.
+    jobs
+        Files fetched at once.
+    reporter
+        Shows progress; by default nothing is shown.
+
+    Raises
+    ------
+    BigmapError
+        If the recipe cannot work, or the folder cannot hold the scenes.
+    """
+    return stage_plan(make_plan(recipe), Path(folder), whole=whole, jobs=jobs, reporter=reporter)
 
 
 def open_cube(

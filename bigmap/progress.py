@@ -1,4 +1,4 @@
-"""Progress of a run: a live table on a terminal, plain lines elsewhere."""
+"""Progress of a run or of staging: live on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -83,6 +83,56 @@ class ProgressReporter:
         eta = f"{format_duration(left_s)} left" if left_s is not None else "time left unknown"
         rate = self.mapped_km2 / elapsed_s * 3600
         return f"{states}; {rate:,.0f} km²/h; {eta}; {describe_slowest(self.seconds)}"
+
+
+class StageProgress:
+    """Shows files fetched, bytes a second and time left."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.todo = self.finished = self.size_bytes = 0
+        self.started = self.last_line = time.monotonic()
+        self.bar = Progress(
+            TextColumn("files"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[line]}"), console=console,
+        )  # fmt: skip
+        self.task = self.bar.add_task("files", total=None, line="")
+
+    def start(self, todo: int, kept: int, most_bytes: int) -> None:
+        """Tell how many files are to be fetched, were kept, and how large they are at most."""
+        self.todo = todo
+        self.started = self.last_line = time.monotonic()
+        self.console.print(f"{todo} files to fetch, up to {most_bytes / 1e9:,.2f} GB; {kept} kept")
+        if self.console.is_terminal and todo:
+            self.bar.update(self.task, total=todo)
+            self.bar.start()
+
+    def add(self, size_bytes: int) -> None:
+        """Tell of a file that was fetched, or of one that failed by 0."""
+        self.finished += 1
+        self.size_bytes += size_bytes
+        if self.console.is_terminal:
+            self.bar.update(self.task, completed=self.finished, line=self._line())
+        elif time.monotonic() - self.last_line > LINE_EVERY_S or self.finished == self.todo:
+            self.last_line = time.monotonic()
+            self.console.print(f"{self.finished}/{self.todo} files: {self._line()}")
+
+    def note(self, message: str) -> None:
+        """Tell of something that is not a file that was fetched."""
+        self.console.print(message, highlight=False, markup=False)
+
+    def finish(self) -> None:
+        """Tell that no more files will come."""
+        if self.console.is_terminal:
+            self.bar.stop()
+
+    def _line(self) -> str:
+        elapsed_s = max(time.monotonic() - self.started, 1e-6)
+        left_s = (self.todo - self.finished) * elapsed_s / self.finished
+        return (
+            f"{self.size_bytes / 1e9:,.2f} GB, {self.size_bytes / 1e6 / elapsed_s:,.1f} MB/s; "
+            f"{format_duration(left_s)} left"
+        )
 
 
 def describe_slowest(seconds: Counter[str]) -> str:

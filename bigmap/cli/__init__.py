@@ -21,9 +21,15 @@ from bigmap.cli.models import app as models_app
 from bigmap.config import Recipe, check_lonlat_bbox, load_recipe, parse_recipe
 from bigmap.errors import BigmapError, OutputError, RecipeError, StoppedError
 from bigmap.planning import Plan, model_choice, request_scenes
-from bigmap.progress import ProgressReporter, describe_slowest, format_duration
+from bigmap.progress import (
+    ProgressReporter,
+    StageProgress,
+    describe_slowest,
+    format_duration,
+)
 from bigmap.runner import RunSummary, stop_on_signals
 from bigmap.runs import RunStatus, check_output, read_status
+from bigmap.staging import ITEMS, JOBS, StageSummary, verify_stage
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -94,6 +100,10 @@ def run_command(
     output: Annotated[str | None, typer.Option(help="Where the map goes, ends in .zarr.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+    staged: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Read what bigmap stage fetched, and nothing else."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a map. Exit code 0: done; 3: some blocks failed; 75: stopped, go on with --resume."""
@@ -113,11 +123,47 @@ def run_command(
             resume=resume,
             overwrite=overwrite,
             limit=limit,
+            staged=staged,
             reporter=ProgressReporter(console),
         )
     if as_json:
         typer.echo(json.dumps(summary_dict(summary, loaded.output.path)))
     show_summary(console, summary, loaded.output.path)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command("stage", epilog="Example: bigmap stage recipes/catalonia.yaml --out /scratch/scenes")
+def stage_command(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the scenes.", show_default=False)],
+    settings: SetOption = [],  # noqa: B006 - typer reads the default
+    bbox: BboxOption = None,
+    source: SourceOption = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Copy whole files, not only what the run reads.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Files fetched at once.")] = JOBS,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Only compare all files with their checksums.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch the scenes of a recipe, for compute nodes without network.
+
+    Map them with bigmap run RECIPE --staged FOLDER. What was interrupted goes on with the same
+    command. Exit code 0: done; 3: some files failed; 75: stopped.
+    """
+    loaded = read_recipe(recipe, settings, bbox, source)
+    console = Console(highlight=False, stderr=as_json, soft_wrap=True)
+    with stop_on_signals():
+        if verify:
+            summary = verify_stage(out, jobs=jobs)
+        else:
+            reporter = StageProgress(console)
+            summary = api.stage(loaded, out, whole=whole, jobs=jobs, reporter=reporter)
+    if as_json:
+        typer.echo(json.dumps(asdict(summary) | {"exit_code": summary.exit_code}))
+    show_stage(console, summary, out, loaded)
     raise typer.Exit(summary.exit_code)
 
 
@@ -228,6 +274,24 @@ def show_world(console: Console, world: simulate.World, request: simulate.SceneR
         "end": str(request.end),
         "mask": {"kind": "scl", "asset": mask},
     }
+    # JSON is YAML too, and stands on one line.
+    console.print(f"source: {json.dumps(source, ensure_ascii=False)}", markup=False)
+
+
+def show_stage(console: Console, summary: StageSummary, out: Path, recipe: Recipe) -> None:
+    """Print what was staged, and the line of a recipe that reads it."""
+    for file, reason in summary.failures:
+        console.print(f"failed: {file}: {reason}", markup=False)
+    console.print(
+        f"staged: {summary.files} files of {summary.items} items: {summary.kept} kept, "
+        f"{summary.fetched} fetched ({summary.fetched_bytes / 1e9:,.2f} GB), "
+        f"{len(summary.failures)} failed"
+    )
+    if summary.failures:
+        console.print("incomplete: fetch the rest with the same command, without --verify")
+    kept = {"start", "end", "max_cloud_percent", "harmonise", "mask"}
+    source = {"kind": "files", "files": [str((out / ITEMS).absolute())]}
+    source |= recipe.source.model_dump(mode="json", include=kept)
     # JSON is YAML too, and stands on one line.
     console.print(f"source: {json.dumps(source, ensure_ascii=False)}", markup=False)
 
