@@ -81,14 +81,15 @@ def test_the_small_size_learns_a_window():
     coarse, fine, cropland = render_pair(32, 4)
     torch.manual_seed(0)
     model = DbpnSegnetModel(size="small").train()
-    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
-    losses = []
-    for _ in range(220):
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(160):
         outputs = compute(model, coarse)
         cross_entropy = F.cross_entropy(outputs["logits"], cropland)
         loss = 0.1 * F.l1_loss(outputs["image"], fine) + 1000 * cross_entropy
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] / 20
+    # Statistics kept for evaluation lag behind an image that still changes; these are the batch's.
+    found = outputs["logits"].argmax(dim=1)
+    both = torch.stack([found.flatten(), cropland.flatten()]).double()
+    assert torch.corrcoef(both)[0, 1] > 0.95  # For two classes, the MCC.
