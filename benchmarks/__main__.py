@@ -1,12 +1,13 @@
-"""``python -m benchmarks [end_to_end] [models] [resampling] [options]``; by default all."""
+"""``python -m benchmarks [NAME ...] [options]``: those named below; by default all."""
 
 import sys
 
-from benchmarks import end_to_end, model_table, resampling
+from benchmarks import end_to_end, model_table, plan_continent, resampling
 
 BENCHMARKS = {
     "end_to_end": end_to_end.main,
     "models": model_table.main,
+    "plan_continent": plan_continent.main,
     "resampling": resampling.main,
 }
 

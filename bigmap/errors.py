@@ -16,6 +16,10 @@ class RecipeError(BigmapError):
     """A recipe, an override or a file that a recipe names is wrong."""
 
 
+class EmptyAreaError(RecipeError):
+    """The area, cut by a box or a zone, holds nothing to map."""
+
+
 class CatalogError(BigmapError):
     """A catalogue cannot be reached, holds nothing, or contradicts itself."""
 

@@ -9,7 +9,7 @@ of global indices and may be negative.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,6 +94,17 @@ class Lattice:
                 math.ceil((right - x) / step_m) * step_px,
             ),
         )
+
+    def bounds_of(self, rois: Sequence[ROI]) -> npt.NDArray[np.float64]:
+        """Return :meth:`bounds` of many regions, (n, 4) in metres."""
+        edges = np.array(
+            [(cols.start, rows.stop, cols.stop, rows.start) for rows, cols in rois], dtype=float
+        ).reshape(-1, 4)
+        x, y = self.anchor_m
+        gsd_m = self.gsd_m
+        corner, step = np.array((x, y, x, y)), np.array((gsd_m, -gsd_m, gsd_m, -gsd_m))
+        bounds: npt.NDArray[np.float64] = corner + step * edges
+        return bounds
 
     def cores(self, roi: ROI) -> Iterator[ROI]:
         """Yield the cores that touch a region, in row-major order, each whole."""
@@ -224,6 +235,21 @@ class Area:
     def area_km2(self) -> float:
         """Area of the common part on the grid, in square kilometres."""
         return float(shapely.intersection_all(list(self.parts)).area) / 1e6
+
+    def meets(self, boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Tell which of many boxes every part meets, as :meth:`intersects` does for one.
+
+        Parameters
+        ----------
+        boxes
+            (n, 4), left, bottom, right, top in metres.
+        """
+        shapes = shapely.box(*boxes.T)
+        meets = np.ones(len(boxes), dtype=bool)
+        for part in self.parts:
+            shapely.prepare(part)
+            meets[meets] = shapely.intersects(part, shapes[meets])
+        return meets
 
     def intersects(self, bounds: tuple[float, float, float, float]) -> bool:
         """Tell whether every part meets a box; a block that does not has nothing to map."""

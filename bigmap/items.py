@@ -166,6 +166,13 @@ class ItemTable(Sequence[ItemRow]):
         folders: list[str] = pc.unique(self.columns["folder"]).to_pylist()
         return folders
 
+    def count_hosts(self) -> dict[str, int]:
+        """Count the rows whose files lie at each ``scheme://host``; local ones at ``://``."""
+        hosts = pc.replace_substring_regex(
+            self.columns["folder"], r"^(?:([^/?#:]+)://([^/?#]*))?.*$", r"\1://\2"
+        )
+        return {entry["values"]: entry["counts"] for entry in pc.value_counts(hosts).to_pylist()}
+
     def places(self) -> list[tuple[int, tuple[float, float, float, float], npt.NDArray[np.intp]]]:
         """Return each EPSG code and bounds that occur, with the indices of its rows, rising.
 
@@ -174,15 +181,27 @@ class ItemTable(Sequence[ItemRow]):
         names = ("epsg", "left", "bottom", "right", "top")
         if not len(self):
             return []
-        table = np.stack([self.column(name).astype(np.float64) for name in names], axis=1)
-        unique, codes = np.unique(table, axis=0, return_inverse=True)
-        order = np.argsort(codes.ravel(), kind="stable")
-        ends = np.cumsum(np.bincount(codes.ravel(), minlength=len(unique)))
+        codes = np.zeros(len(self), dtype=np.intp)
+        # Column by column, since NumPy sorts rows of a table much more slowly.
+        for name in names:
+            values, found = np.unique(self.column(name), return_inverse=True)
+            _, codes = np.unique(codes * len(values) + found, return_inverse=True)
+        order = np.argsort(codes, kind="stable")
+        groups = np.split(order, np.cumsum(np.bincount(codes))[:-1])
+        columns = [self.column(name) for name in names]
         return [
-            (int(epsg), (float(left), float(bottom), float(right), float(top)), indices)
-            for (epsg, left, bottom, right, top), indices in zip(
-                unique, np.split(order, ends[:-1]), strict=True
+            (
+                int(columns[0][first]),
+                (
+                    float(columns[1][first]),
+                    float(columns[2][first]),
+                    float(columns[3][first]),
+                    float(columns[4][first]),
+                ),
+                indices,
             )
+            for indices in groups
+            for first in indices[:1]
         ]
 
 

@@ -6,8 +6,10 @@ import hashlib
 import importlib.metadata
 import math
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +24,7 @@ from bigmap.blocks import BlockJob, name_block
 from bigmap.catalog import Audit, Catalogue, find_items
 from bigmap.catalog.hrefs import is_url
 from bigmap.config import (
+    UTM,
     ClusterConfig,
     ExistingCluster,
     FilesSource,
@@ -62,6 +65,9 @@ REMOTE_READS = 16
 LOCAL_READS = 2
 
 
+_NOT_ADDED = ("dates", "memory_gb")
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What a run will take, before anything is spent."""
@@ -76,6 +82,23 @@ class Estimate:
     """Uncompressed size of the map without overviews."""
     memory_gb: float
     """Peak memory of one worker."""
+    samples: float
+    """Values of bands and masks to read, each at its own resolution."""
+    output_px: float
+    date_px: float
+    """Input pixels that the model sees, halos included, counted once for each date."""
+    block_km2: float
+    """Area of the blocks, what lies outside the area included."""
+
+    @classmethod
+    def add(cls, estimates: Sequence[Estimate]) -> Estimate:
+        """Add up the estimates of the parts of a map; memory and dates are those of the most."""
+        sums = {
+            field.name: sum(getattr(each, field.name) for each in estimates)
+            for field in fields(cls)
+        }
+        most = {name: max(getattr(each, name) for each in estimates) for name in _NOT_ADDED}
+        return cls(**sums | most)
 
 
 @dataclass(frozen=True)
@@ -151,10 +174,14 @@ class Plan:
             read_threads=self._read_threads(),
         )
 
+    @property
+    def is_remote(self) -> bool:
+        """Tell whether scenes lie behind a network."""
+        return any("://" in asset.href for asset in self._first_assets())
+
     def _read_threads(self) -> int:
         """Return how many files a block reads at once: remote ones are waited for, local not."""
-        is_remote = any("://" in asset.href for asset in self._first_assets())
-        return REMOTE_READS if is_remote else LOCAL_READS
+        return REMOTE_READS if self.is_remote else LOCAL_READS
 
     def template(self) -> MapTemplate:
         """Return the shape and the metadata of the map."""
@@ -197,28 +224,54 @@ class Plan:
     def estimate(self) -> Estimate:
         """Estimate what the run will take."""
         lattice, spec = self.lattice, self.model.spec
-        dates, per_cell = self._dates()
         cell_side_m = (lattice.cell_px + 2 * self.halo_px) * lattice.gsd_m
         pixel_m = {name: abs(a.transform[0]) for name, a in self.catalogue.rows[0].assets.items()}
-        native = sum(2 * (cell_side_m / pixel_m[band]) ** 2 for band in spec.bands)
+        native = sum((cell_side_m / pixel_m[band]) ** 2 for band in spec.bands)
         mask_m = pixel_m.get(mask_rule(self.recipe.source.mask).asset or "", math.inf)
-        mask = dates * (cell_side_m / mask_m) ** 2
-        cells = sum(len(list(lattice.cells(block))) for block in self.blocks)
-        block_px = (lattice.block_px * lattice.upscale) ** 2
+        rows, cols = np.array([grid.shape_of(block) for block in self.blocks]).T
+        input_px = float((rows * cols).sum())
+        cells = rows * cols / lattice.cell_px**2
+        per_block = self._count_items(np.array(lattice.bounds_of(self.blocks)), whole=False)
+        used = np.minimum(per_block, self.recipe.dates.max_per_cell)
+        samples, masked = cells * used * native, cells * per_block * (cell_side_m / mask_m) ** 2
+        output_px = input_px * lattice.upscale**2
+        side_px = lattice.core_px + 2 * self.halo_px
         return Estimate(
             area_km2=self.area.area_km2,
             blocks=len(self.blocks),
             items=len(self.catalogue.rows),
-            dates=dates,
-            read_gb=cells * (per_cell * native + mask) / 1e9,
-            written_gb=len(self.blocks) * block_px * self._layer_bytes() / 1e9,
+            dates=self._dates()[0],
+            read_gb=float(2 * samples.sum() + masked.sum()) / 1e9,
+            written_gb=output_px * self._layer_bytes() / 1e9,
             memory_gb=self.memory_gb(),
+            samples=float(samples.sum() + masked.sum()),
+            output_px=output_px,
+            date_px=float((rows * cols * used).sum()) * (side_px / lattice.core_px) ** 2,
+            block_km2=input_px * lattice.gsd_m**2 / 1e6,
         )
 
     def _dates(self) -> tuple[int, int]:
         """Return the number of dates, and how many of them a cell uses at most."""
         dates = len(np.unique(self.catalogue.rows.column("solar_day")))
         return dates, min(self.recipe.dates.max_per_cell, max(dates, 1))
+
+    def _count_items(self, boxes: npt.NDArray[np.float64], *, whole: bool) -> npt.NDArray[np.intp]:
+        """Count the items that meet boxes, (n, 4), or only their middles."""
+        left, bottom, right, top = boxes.T
+        middles = shapely.points((left + right) / 2, (bottom + top) / 2)
+        tree, indices = self._footprints
+        box, place = tree.query(shapely.box(*boxes.T) if whole else middles, "intersects")
+        lengths = np.array([len(each) for each in indices], dtype=float)
+        counts = np.bincount(box, weights=lengths[place], minlength=len(boxes))
+        return counts.astype(np.intp)
+
+    def most_items(self) -> int:
+        """Return how many items a cell reads the masks of, at most."""
+        if not len(self.catalogue.rows):
+            return 0
+        margin_m = self.halo_px * self.lattice.gsd_m
+        boxes = self.lattice.bounds_of(self.blocks) + margin_m * np.array((-1, -1, 1, 1))
+        return int(self._count_items(boxes, whole=True).max(initial=0))
 
     def _layer_bytes(self) -> int:
         """Return the size of an output pixel, all layers together."""
@@ -228,13 +281,13 @@ class Plan:
 
     def memory_gb(self) -> float:
         """Estimate a worker's peak memory: each block in hand, and one that predicts."""
-        (dates, per_cell), layer_bytes = self._dates(), self._layer_bytes()
+        (_, per_cell), layer_bytes = self._dates(), self._layer_bytes()
         lattice, spec, bands = self.lattice, self.model.spec, len(self.model.spec.bands)
         window_px = (lattice.cell_px + 2 * self.halo_px) ** 2
         block_px = (lattice.block_px * lattice.upscale) ** 2
         channels = len(spec.legend) + sum(max(1, len(x.channels)) for x in spec.extra_layers)
-        # Stacking holds a cell twice; masks are two booleans per item, of about two items a day.
-        cell = window_px * (per_cell * bands * 2 * 2 + dates * 2 * 2)
+        # Stacking holds a cell twice; masks are two booleans per item.
+        cell = window_px * (per_cell * bands * 2 * 2 + self.most_items() * 2)
         canvas = block_px * (4 * len(self.layers) + layer_bytes)
         if self.windowing.overlap == "blend":
             canvas += block_px * 4 * (2 * channels + 1)
@@ -282,11 +335,11 @@ def make_plan(
     area = read_area(crs=recipe.grid.crs, **recipe.area.model_dump())
     extent = lattice.snap(area.bounds, lattice.extent_step_px)
     _check_size(extent, lattice)
-    blocks = tuple(b for b in lattice.blocks(extent) if area.intersects(lattice.bounds(b)))
+    blocks = _list_blocks(lattice, extent, area)
     layers = _choose_layers(recipe, model)
     nothing = Catalogue(ItemTable.of(()), Audit(0, 0, (), (), (), ()))
     draft = Plan(recipe, lattice, area, extent, blocks, nothing, model, windowing, layers)
-    _check_inputs(recipe)
+    check_inputs(recipe)
     _check_memory(draft)
     # Also for a run that goes on: the cache may have lost scenes since.
     source = _write_simulated(recipe, _request_scenes(recipe, lattice, model, area), render)
@@ -302,9 +355,15 @@ def make_plan(
         )
     plan = replace(draft, catalogue=catalogue)
     _check_coverage(plan)
-    _check_scenes(plan)
+    check_scenes(plan)
     _check_memory(plan)
     return plan
+
+
+def _list_blocks(lattice: Lattice, extent: ROI, area: Area) -> tuple[ROI, ...]:
+    """Return the blocks with pixels of the area, in row-major order."""
+    blocks = list(lattice.blocks(extent))
+    return tuple(compress(blocks, area.meets(lattice.bounds_of(blocks))))
 
 
 def make_lattice(recipe: Recipe, model: MapModel) -> Lattice:
@@ -316,6 +375,11 @@ def make_lattice(recipe: Recipe, model: MapModel) -> Lattice:
         If blocks are not whole shards, or the CRS or the model does not fit the grid.
     """
     settings = recipe.grid
+    if settings.crs == UTM:
+        raise RecipeError(
+            "grid.crs: utm stands for many grids, and one is needed here; give one zone, such as "
+            "EPSG:32631"
+        )
     upscale, multiple = model.spec.upscale, model.spec.multiple_px
     if (settings.block_px * upscale) % settings.shard_px:
         raise RecipeError(
@@ -480,7 +544,7 @@ def simulated_cache(source: SimulatedSource) -> Path:
 def _check_coverage(plan: Plan) -> None:
     if not plan.blocks:
         raise PlanError("area: holds no pixel of the grid")
-    if not any(plan.rows_of(block) for block in plan.blocks):
+    if not plan.most_items():
         raise CatalogError(
             f"area: none of the {len(plan.catalogue.rows)} items found meets the area; check "
             "area, grid.crs and source"
@@ -497,7 +561,7 @@ def _check_size(extent: ROI, lattice: Lattice) -> None:
         )
 
 
-def _check_inputs(recipe: Recipe) -> None:
+def check_inputs(recipe: Recipe) -> None:
     """Refuse an output among the inputs, where --overwrite would delete what is read."""
     output, source = recipe.output.path, recipe.source
     if is_url(output):
@@ -513,8 +577,8 @@ def _check_inputs(recipe: Recipe) -> None:
             raise RecipeError(f"output.path: {output} holds the input {file}; choose another place")
 
 
-def _check_scenes(plan: Plan) -> None:
-    """Refuse an output among the scenes, as :func:`_check_inputs` does for what names them."""
+def check_scenes(plan: Plan) -> None:
+    """Refuse an output among the scenes, as :func:`check_inputs` does for what names them."""
     output = plan.recipe.output.path
     folder = common_folder(plan.catalogue.rows)
     if folder is None or is_url(output):
@@ -535,13 +599,14 @@ def _refuse_inside(output: str, folder: Path) -> None:
 def common_folder(rows: ItemTable) -> Path | None:
     """Return the folder that holds all local files of the items, None where they are remote."""
     folders = {
-        str(Path(urlsplit(folder).path if folder.startswith("file://") else folder).resolve())
+        str(Path(urlsplit(folder).path if folder.startswith("file://") else folder).absolute())
         for folder in rows.folders()
         if "://" not in folder or folder.startswith("file://")
     }
     if not folders:
         return None
-    common = Path(os.path.commonpath(folders))
+    # Following the links of every folder would take minutes where there are a million.
+    common = Path(os.path.commonpath(folders)).resolve()
     return None if common == Path(common.anchor) else common
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import fsspec
 
 from bigmap.catalog import Catalogue, load_items, save_items
-from bigmap.config import Recipe, parse_recipe, parse_yaml
+from bigmap.config import ZONE_GROUP, Recipe, parse_recipe, parse_yaml
 from bigmap.errors import OutputError
 from bigmap.ledger import LeaseState, Ledger, read_lease, write_atomically
 from bigmap.planning import Plan
@@ -39,8 +39,13 @@ class RunFolder:
 
     @property
     def path(self) -> str:
-        """Path or URL of the folder: the map's, with ``.run`` for ``.zarr``."""
-        return self.output.removesuffix(".zarr") + ".run"
+        """Path or URL of the folder: the map's, with ``.run`` for ``.zarr``.
+
+        That of a zone's group lies in that of its map.
+        """
+        group = ZONE_GROUP.search(self.output)
+        below = group.group() if group else ""
+        return self.output.removesuffix(below).removesuffix(".zarr") + ".run" + below
 
     @property
     def ledger(self) -> Ledger:

@@ -32,6 +32,8 @@ from bigmap.grid import ROI, Lattice
 ZSTD_LEVEL = 3
 CATEGORICAL = "class"
 COUNTED = "observations"
+ZONES = "bigmap:zones"
+"""Attribute of a map of several UTM zones: the names of its groups."""
 CONVENTIONS = (
     ("multiscales", "d35379db-88df-4056-af3a-620245f8e347", "multiscales"),
     ("proj:", "f17cb550-5864-4468-aeb7-f3180cfb622f", "proj"),
@@ -95,6 +97,21 @@ def create_map(path: str, template: MapTemplate) -> None:
             group = root if level == 0 else root.create_group(str(level))
             _create_level(group, template, level)
         root.attrs.update(dict(template.attributes) | _multiscales(template))
+    except OSError as error:
+        raise OutputError(f"output.path: {path}: cannot be written ({error})") from None
+
+
+def create_root(path: str, attributes: Mapping[str, Any], groups: Sequence[str]) -> None:
+    """Write the group above the maps of UTM zones; what lies there stays.
+
+    Raises
+    ------
+    OutputError
+        If the place cannot be written.
+    """
+    try:
+        root = zarr.open_group(open_store(path), mode="a", zarr_format=3)
+        root.attrs.update(dict(attributes) | {ZONES: list(groups)})
     except OSError as error:
         raise OutputError(f"output.path: {path}: cannot be written ({error})") from None
 
@@ -381,7 +398,7 @@ def halve_values(values: npt.NDArray[Any], nodata: int) -> npt.NDArray[Any]:
     return np.where(count == 0, nodata, mean).astype(values.dtype)
 
 
-def open_map(path: str, *, level: int = 0) -> xr.Dataset:
+def open_map(path: str, *, level: int = 0) -> xr.Dataset | xr.DataTree:
     """Open a map lazily.
 
     Parameters
@@ -396,12 +413,33 @@ def open_map(path: str, *, level: int = 0) -> xr.Dataset:
     xarray.Dataset
         One variable per layer with ``x``, ``y`` and the CRS (``ds.rio.crs``); values as stored,
         with ``nodata``, ``scale`` and ``offset`` in their attributes.
+    xarray.DataTree
+        Of a map with ``grid.crs: utm``: one such dataset for each zone, by the name of its group,
+        for example ``tree["utm31n"]``.
 
     Raises
     ------
     OutputError
         If there is no map at this place, or no such level.
     """
+    try:
+        root = zarr.open_group(open_store(path, read_only=True), mode="r")
+    except (FileNotFoundError, GroupNotFoundError):
+        raise OutputError(f"{path}: there is no map here") from None
+    names = root.attrs.get(ZONES)
+    if not isinstance(names, Sequence):
+        return _open_grid(path, level)
+    # A zone that a trial did not reach has no map yet.
+    made = set(root.group_keys())
+    zones = {name: _open_grid(f"{path}/{name}", level) for name in map(str, names) if name in made}
+    if not zones:
+        raise OutputError(f"{path}: no zone has a map yet")
+    tree = xr.DataTree.from_dict(zones)
+    tree.attrs.update(root.attrs.asdict())
+    return tree
+
+
+def _open_grid(path: str, level: int) -> xr.Dataset:
     group = str(level) if level else None
     try:
         dataset = xr.open_zarr(open_store(path, read_only=True), group=group, consolidated=False)

@@ -102,7 +102,7 @@ def _match_area(table: ItemTable, geometry: BaseGeometry) -> Mask:
 
 
 def _match_assets(table: ItemTable, wanted: set[str]) -> Mask:
-    layouts = table.columns["layout"].cast(pa.string()).combine_chunks().dictionary_encode()
+    layouts = table.columns.unify_dictionaries()["layout"].combine_chunks()
     whole = [wanted <= names_in_layout(layout) for layout in layouts.dictionary.to_pylist()]
     matches: Mask = np.array(whole, dtype=bool)[layouts.indices.to_numpy()]
     return matches

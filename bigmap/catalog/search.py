@@ -184,7 +184,7 @@ def _find_saved(
     )
     if not catalogue.rows:
         raise CatalogError(_describe_empty(source, catalogue.audit, geometry))
-    places = Counter(_place_of(folder) for folder in catalogue.rows.folders())
+    places = Counter(catalogue.rows.count_hosts())
     findings = (*catalogue.audit.findings, *_access_findings(places, source.access))
     return replace(catalogue, audit=replace(catalogue.audit, findings=findings))
 

@@ -36,6 +36,8 @@ _COLUMNS = (
     "bigmap:layout",
 )  # fmt: skip
 """What a table of items is made of; assets are read from their layout, which is much less."""
+_REPEATED = ("collection", "proj:code", "s2:processing_baseline", "grid:code", "bigmap:layout")
+"""Columns of few values, each held once: the layouts of a million items fill a gigabyte."""
 _EXTENSIONS = (
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
     "https://stac-extensions.github.io/eo/v1.1.0/schema.json",
@@ -104,10 +106,13 @@ def load_items(path: str) -> Catalogue:
         If the file is missing or is not such a file.
     """
     try:
-        with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as stored:
-            audit = _audit_from(json.loads(stored.schema_arrow.metadata[_AUDIT_KEY]))
-            names = [name for name in _COLUMNS if name in stored.schema_arrow.names]
-            rows = _to_table(_resolve_folders(stored.read(columns=names), path))
+        with fsspec.open(path, "rb") as file:
+            schema = pq.read_schema(file)
+            names = [name for name in _COLUMNS if name in schema.names]
+            repeated = [name for name in _REPEATED if name in names]
+            with pq.ParquetFile(file, read_dictionary=repeated) as stored:
+                audit = _audit_from(json.loads(schema.metadata[_AUDIT_KEY]))
+                rows = _to_table(_resolve_folders(stored.read(columns=names), path))
     except FileNotFoundError as error:
         raise CatalogError(f"{path} does not exist; run without --resume to make it") from error
     except (OSError, ImportError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
@@ -130,6 +135,8 @@ def is_saved_catalogue(path: str) -> bool:
 def _resolve_folders(stored: pa.Table, path: str) -> pa.Table:
     """Join the folders of files that are told from the place of the catalogue to that place."""
     column = stored.column_names.index("bigmap:folder")
+    if not pc.any(pc.starts_with(stored[column], ".")).as_py():
+        return stored
     folders = stored[column].cast(pa.string()).combine_chunks().dictionary_encode()
     places = folders.dictionary.to_pylist()
     resolved = [
@@ -149,9 +156,10 @@ def _to_table(stored: pa.Table) -> ItemTable:
     def get(name: str) -> pa.ChunkedArray:
         return stored[name] if name in stored.column_names else pa.chunked_array([pa.nulls(count)])
 
-    def strip(name: str, prefix: str) -> pa.ChunkedArray:
-        text = get(name).cast(pa.string())
-        return pc.replace_substring_regex(text, f"^{prefix}", "")
+    def strip(name: str, prefix: str) -> pa.DictionaryArray:
+        codes = _encode(get(name))
+        values = pc.replace_substring_regex(codes.dictionary, f"^{prefix}", "")
+        return pa.DictionaryArray.from_arrays(codes.indices, values)
 
     bounds = pc.list_flatten(get("proj:bbox")).to_numpy().reshape(count, 4).astype(np.float64)
     collection = pc.fill_null(get("collection").cast(pa.string()), "")
@@ -175,10 +183,18 @@ def _to_table(stored: pa.Table) -> ItemTable:
 
 
 def _fit(values: Any, kind: pa.DataType) -> pa.Array:
-    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else pa.array(values)
     if pa.types.is_dictionary(kind):
-        return array.cast(pa.string()).dictionary_encode()
+        return _encode(values).cast(kind)
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else pa.array(values)
     return array.cast(kind)
+
+
+def _encode(values: Any) -> pa.DictionaryArray:
+    """Return texts as codes in one dictionary."""
+    table = pa.table({"values": values})
+    if not pa.types.is_dictionary(table["values"].type):
+        table = pa.table({"values": table["values"].cast(pa.string()).dictionary_encode()})
+    return table.unify_dictionaries()["values"].combine_chunks()
 
 
 def to_item(row: ItemRow) -> dict[str, Any]:

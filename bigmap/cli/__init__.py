@@ -20,6 +20,7 @@ from bigmap.cli.cluster import app as cluster_app
 from bigmap.cli.models import app as models_app
 from bigmap.config import Recipe, check_lonlat_bbox, load_recipe, parse_recipe
 from bigmap.errors import BigmapError, OutputError, RecipeError, StoppedError
+from bigmap.estimates import describe_clusters, estimate_clusters
 from bigmap.planning import Plan, model_choice, request_scenes
 from bigmap.progress import (
     ProgressReporter,
@@ -75,15 +76,30 @@ def plan_command(
     bbox: BboxOption = None,
     source: SourceOption = None,
     cluster: ClusterOption = None,
+    price: Annotated[
+        float | None, typer.Option("--price-per-gpu-hour", min=0, help="Gives the cost on GPUs.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do, and what the catalogue says, without mapping anything."""
     plan = api.plan(read_recipe(recipe, settings, bbox, source, cluster=cluster))
-    estimate = asdict(plan.estimate())
+    estimate = plan.estimate()
+    clusters, assumptions = estimate_clusters(
+        plan.recipe, plan.model, estimate, is_remote=plan.is_remote, price_per_gpu_hour=price
+    )
     if as_json:
-        typer.echo(json.dumps({"estimate": estimate, "audit": asdict(plan.catalogue.audit)}))
+        content = {
+            "estimate": asdict(estimate),
+            "clusters": [asdict(each) for each in clusters],
+            "assumptions": assumptions,
+            "audit": asdict(plan.catalogue.audit),
+        }
+        typer.echo(json.dumps(content))
         return
-    show_plan(Console(highlight=False, soft_wrap=True), plan, estimate)
+    console = Console(highlight=False, soft_wrap=True)
+    show_plan(console, plan, asdict(estimate))
+    for line in [*describe_clusters(clusters), *(f"assumed: {each}" for each in assumptions)]:
+        console.print(line, markup=False)
 
 
 @app.command(

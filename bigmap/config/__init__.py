@@ -9,6 +9,8 @@ from bigmap.config.cluster import (
 )
 from bigmap.config.recipe import (
     MAX_RECIPE_BYTES,
+    UTM,
+    ZONE_GROUP,
     AccessConfig,
     AreaConfig,
     BinaryMask,
@@ -42,6 +44,8 @@ from bigmap.config.recipe import (
 
 __all__ = [
     "MAX_RECIPE_BYTES",
+    "UTM",
+    "ZONE_GROUP",
     "AccessConfig",
     "AreaConfig",
     "BinaryMask",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime as dt
 import difflib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -58,6 +59,10 @@ CLUSTER_FOLDER = Path("cluster")
 NAMED_CLUSTERS = ("local", "local-cuda")
 """Kinds that need no settings, and so no file."""
 
+UTM = "utm"
+"""In place of a CRS: a grid for each UTM zone."""
+ZONE_GROUP = re.compile(r"/utm(0[1-9]|[1-5][0-9]|60)[ns]$")
+"""How the path of a zone's group ends, below that of the map."""
 MAX_SHOWN = 80
 REMOTE_OUTPUTS = ("s3", "gs", "az")
 
@@ -74,6 +79,13 @@ class AreaConfig(Part):
     buffer_m: Number = Field(0.0, ge=0, le=1e6, description="Grow the area by this many metres.")
     clip_bbox: tuple[Number, Number, Number, Number] | None = Field(
         None, description="Map only what lies inside this box too, in degrees; set by --bbox."
+    )
+
+    utm_zone: str | None = Field(
+        None,
+        pattern=r"^(0[1-9]|[1-5][0-9]|60)[ns]$",
+        description="Map only what lies in this UTM zone's strip of six degrees and on its half of "
+        "the Earth, for example 31n; set by grid.crs utm.",
     )
 
     @model_validator(mode="after")
@@ -100,7 +112,10 @@ def check_lonlat_bbox(bbox: Sequence[float]) -> None:
 class GridConfig(Part):
     """The input grid and its partition; the lattices start at the origin of the CRS."""
 
-    crs: str = Field(description="Projected CRS in metres, for example EPSG:25831.")
+    crs: str = Field(
+        description="Projected CRS in metres, for example EPSG:25831; or utm: each UTM zone on its "
+        "own grid, one group of the map for each."
+    )
     gsd_m: Number = Field(
         10.0, ge=0.1, le=10_000, description="Pixel size of the input grid, in metres."
     )
@@ -122,6 +137,8 @@ class GridConfig(Part):
     @field_validator("crs")
     @classmethod
     def _check_crs(cls, value: str) -> str:
+        if value == UTM:
+            return value
         try:
             crs = CRS.from_user_input(value)
         except CRSError as error:
@@ -369,7 +386,7 @@ class OutputConfig(Part):
             except RuntimeError as error:
                 raise ValueError(f"{value!r} is not a path ({error})") from None
         value = value.rstrip("/")
-        if not value.endswith(".zarr"):
+        if not ZONE_GROUP.sub("", value).endswith(".zarr"):
             raise ValueError(f"{value!r} does not end in .zarr")
         scheme, separator, _ = value.rpartition("://")
         if separator and scheme not in REMOTE_OUTPUTS:

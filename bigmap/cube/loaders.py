@@ -14,7 +14,7 @@ import pystac
 import stackstac
 from odc.geo.geobox import GeoBox
 from odc.stac import load as odc_load
-from pyproj import CRS
+from pyproj import CRS, Transformer
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
@@ -111,12 +111,17 @@ def _plain_item(row: ItemRow, assets: Sequence[str], crs: str, number: int) -> d
 @lru_cache(maxsize=65536)
 def bounds_on(crs: str, epsg: int, bounds: Bounds) -> Bounds:
     """Return left, bottom, right, top of an item in another CRS, with a margin of 500 m."""
-    left, bottom, right, top = transform_bounds(
-        f"EPSG:{epsg}", crs, *bounds, densify_pts=EDGE_POINTS
+    left, bottom, right, top = _between(epsg, crs).transform_bounds(
+        *bounds, densify_pts=EDGE_POINTS
     )
     # The kernel reaches over the edge, and the edge is curved between the points.
     margin_m = 500.0
     return left - margin_m, bottom - margin_m, right + margin_m, top + margin_m
+
+
+@lru_cache(maxsize=256)
+def _between(epsg: int, crs: str) -> Transformer:
+    return Transformer.from_crs(epsg, crs, always_xy=True)
 
 
 def epsg_of(crs: str) -> int:

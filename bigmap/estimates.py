@@ -1,0 +1,240 @@
+"""Plan -> hours on each kind of cluster and their cost, with all that is assumed."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bigmap.config import (
+    ClusterConfig,
+    ExistingCluster,
+    LocalCluster,
+    LocalCudaCluster,
+    Recipe,
+    SlurmCluster,
+    list_clusters,
+    load_cluster,
+)
+from bigmap.errors import BigmapError
+from bigmap.models.base import MapModel
+from bigmap.models.facts import COUNTED_DATES, KM2_PX, count_gflop_per_km2
+from bigmap.planning import Estimate, count_workers
+from bigmap.runs import RunFolder, differing_fields
+
+CORE_GFLOPS = {"float32": 24.0, "bfloat16": 67.0}
+"""Of one CPU core: measured on the attention of one model, 2 cores of an AMD EPYC."""
+GPU_GFLOPS = {"float32": 5_000.0, "bfloat16": 40_000.0}
+"""Of one GPU: a quarter and an eighth of the peak of an A100; our choice, not measured."""
+READ_CORE_S = 0.06
+"""CPU time to decode, place and mask a million samples."""
+FINISH_CORE_S = 0.23
+"""CPU time to upsample and classify a million output pixels; a GPU does it beside the rest."""
+WRITE_CORE_S = 0.05
+"""CPU time to compress, write and read back a million output pixels."""
+REMOTE_MB_S = 100.0
+LOCAL_MB_S = 500.0
+"""What a worker reads in a second, uncompressed; our choice. A file is about half as large."""
+UNCOUNTED = ("cluster", "output", "area", "source", "title", "name")
+"""Settings that leave the speed of a block as it is, or nearly so."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What blocks of an earlier run took."""
+
+    output: str
+    blocks: int
+    device: str
+    block_s_per_km2: float
+    """Time of a block from start to end, for each square kilometre that it mapped."""
+
+
+@dataclass(frozen=True)
+class ClusterEstimate:
+    """What a map takes on one cluster."""
+
+    name: str
+    kind: str
+    device: str
+    workers: int
+    cores: float
+    """Of one worker."""
+    hours: float
+    gpu_hours: float
+    cost: float | None
+    """In the currency of the price; None without a price or a GPU."""
+    bound: str
+    """What takes most of the time: ``reading``, ``CPU cores`` or ``GPU``; or ``measured``."""
+
+
+def estimate_clusters(
+    recipe: Recipe,
+    model: MapModel,
+    estimate: Estimate,
+    *,
+    is_remote: bool,
+    price_per_gpu_hour: float | None = None,
+) -> tuple[list[ClusterEstimate], list[str]]:
+    """Estimate the hours of a map on the recipe's cluster and on all that have a name here.
+
+    Parameters
+    ----------
+    recipe
+        Its cluster comes first; its precision decides the speed of the model.
+    model
+        Its operations are counted on a small window.
+    estimate
+        What is read, seen by the model and written.
+    is_remote
+        Whether the scenes lie behind a network.
+    price_per_gpu_hour
+        In any currency.
+
+    Returns
+    -------
+    clusters, assumptions
+        One estimate for each cluster, and all assumed rates as sentences.
+    """
+    # The counter runs 12 dates, or as many as the model is built for.
+    counted = min(COUNTED_DATES, model.spec.max_dates or COUNTED_DATES)
+    gflop = count_gflop_per_km2(model) / KM2_PX / counted * estimate.date_px
+    measured = find_measured(recipe)
+    found = [
+        _estimate_cluster(
+            name, cluster, recipe.inference.precision, estimate, gflop,
+            mb_s=REMOTE_MB_S if is_remote else LOCAL_MB_S, measured=measured,
+            price=price_per_gpu_hour, wants_cpu=recipe.inference.device == "cpu",
+        )
+        for name, cluster in [("recipe", recipe.cluster), *_named_clusters()]
+    ]  # fmt: skip
+    return found, _describe_assumptions(recipe, gflop, measured, is_remote=is_remote)
+
+
+def _named_clusters() -> list[tuple[str, ClusterConfig]]:
+    found = []
+    for name, file in list_clusters().items():
+        try:
+            found.append((name, load_cluster(file or name)))
+        except BigmapError:
+            continue  # `bigmap cluster list` says what is wrong with it
+    return found
+
+
+def find_measured(recipe: Recipe) -> Measured | None:
+    """Return what the blocks of an earlier run of this recipe took, None where there are none."""
+    folder = RunFolder(recipe.output.path)
+    try:
+        if not folder.exists():
+            return None
+        stored, _ = folder.read_recipe()
+        records = [r for r in folder.ledger.latest().values() if r.state in ("done", "degraded")]
+    except BigmapError:
+        return None
+    changed = differing_fields(stored.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    if any(name.partition(".")[0] not in UNCOUNTED for name in changed):
+        return None
+    # Copied blocks took no time, and tell nothing.
+    records = [record for record in records if record.seconds and record.mapped_km2]
+    if not records:
+        return None
+    device = Counter(record.device for record in records).most_common(1)[0][0]
+    records = [record for record in records if record.device == device]
+    seconds = sum(sum(record.seconds.values()) for record in records)
+    mapped_km2 = sum(record.mapped_km2 for record in records)
+    return Measured(folder.output, len(records), device, seconds / mapped_km2)
+
+
+def _estimate_cluster(
+    name: str, cluster: ClusterConfig, precision: str, estimate: Estimate, gflop: float, *,
+    mb_s: float, measured: Measured | None, price: float | None, wants_cpu: bool,
+) -> ClusterEstimate:  # fmt: skip
+    workers, cores = count_workers(cluster), cores_of_worker(cluster)
+    has_gpu = has_gpus(cluster) and not wants_cpu
+    core_s = (READ_CORE_S * estimate.samples + WRITE_CORE_S * estimate.output_px) / 1e6
+    seconds = {"reading": 1e3 * estimate.read_gb / mb_s}
+    if has_gpu:
+        seconds |= {"CPU cores": core_s / cores, "GPU": gflop / GPU_GFLOPS[precision]}
+    else:
+        core_s += FINISH_CORE_S * estimate.output_px / 1e6 + gflop / CORE_GFLOPS[precision]
+        seconds["CPU cores"] = core_s / cores
+    device = "cuda" if has_gpu else "cpu"
+    if measured is not None and measured.device == device:
+        spent = measured.block_s_per_km2 * estimate.area_km2
+        seconds = {"measured": spent / cluster.blocks_per_worker}
+    # Blocks overlap: one reads while another predicts, so the slowest part decides.
+    bound = max(seconds, key=lambda part: seconds[part])
+    hours = seconds[bound] / workers / 3600
+    gpu_hours = hours * workers if has_gpu else 0.0
+    cost = price * gpu_hours if price is not None and has_gpu else None
+    return ClusterEstimate(
+        name, str(cluster.kind), device, workers, cores, hours, gpu_hours, cost, bound
+    )
+
+
+def cores_of_worker(cluster: ClusterConfig) -> float:
+    """Return how many cores a worker has."""
+    match cluster:
+        case LocalCluster() | LocalCudaCluster():
+            return max(1.0, (os.cpu_count() or 1) / count_workers(cluster))
+        case SlurmCluster(cpus_per_worker=cores) | ExistingCluster(cpus_per_worker=cores):
+            return float(cores)
+
+
+def has_gpus(cluster: ClusterConfig) -> bool:
+    """Tell whether each worker of a cluster has a GPU."""
+    match cluster:
+        case LocalCudaCluster():
+            return True
+        case SlurmCluster(gpus_per_job=gpus):
+            return gpus > 0
+        case ExistingCluster(gpu=gpu):
+            return gpu
+        case _:
+            return False
+
+
+def _describe_assumptions(
+    recipe: Recipe, gflop: float, measured: Measured | None, *, is_remote: bool
+) -> list[str]:
+    precision = recipe.inference.precision
+    where, mb_s = ("remote", REMOTE_MB_S) if is_remote else ("local", LOCAL_MB_S)
+    lines = [
+        (
+            f"the model takes {gflop / 1e3:,.1f} TFLOP in all; a core does "
+            f"{CORE_GFLOPS[precision]:g} GFLOP/s in {precision}, a GPU {GPU_GFLOPS[precision]:,g} "
+            "(assumed, a part of an A100's peak)"
+        ),
+        f"a worker reads {mb_s:g} MB/s uncompressed from {where} files (assumed)",
+        (
+            f"a core takes {READ_CORE_S:g} s to read a million samples, {WRITE_CORE_S:g} s to "
+            f"write a million output pixels and, without a GPU, {FINISH_CORE_S:g} s to classify "
+            "them (benchmarks/results, end to end, 2 cores)"
+        ),
+        (
+            "reading, cores and GPU work beside each other: the slowest decides; all workers "
+            "are there from the start; queues, failures and overviews are left out"
+        ),
+        "an existing cluster is counted with one worker",
+    ]
+    if measured is not None:
+        lines.append(
+            f"measured: {measured.blocks} blocks of {measured.output} on {measured.device} took "
+            f"{measured.block_s_per_km2:.3g} s/km² each, used for all clusters with this device"
+        )
+    return lines
+
+
+def describe_clusters(clusters: Sequence[ClusterEstimate]) -> list[str]:
+    """Write one line for each cluster."""
+    lines = []
+    for each in clusters:
+        line = (
+            f"cluster {each.name}: about {each.hours:,.2f} h on {each.workers} workers "
+            f"({each.device}, {each.cores:g} cores each), bound by {each.bound}"
+        )
+        if each.gpu_hours:
+            line += f", {each.gpu_hours:,.2f} GPU-hours"
+        lines.append(line + (f", cost {each.cost:,.2f}" if each.cost is not None else ""))
+    return lines
