@@ -27,6 +27,7 @@ import numpy.typing as npt
 import rasterio
 import requests
 from rasterio.errors import RasterioError
+from rasterio.transform import array_bounds
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -102,11 +103,9 @@ class Reach:
 
     def _windows(self, source: FileGrid) -> Iterator[ROI]:
         """Yield the window of the file that each region reads, if it meets the file."""
-        height, width = source.shape
-        left, top = source.transform * (0, 0)
-        right, bottom = source.transform * (width, height)
+        bounds = array_bounds(*source.shape, source.transform)
         west, south, east, north = transform_bounds(
-            source.crs, self.target.crs, left, bottom, right, top, densify_pts=EDGE_POINTS
+            source.crs, self.target.crs, *bounds, densify_pts=EDGE_POINTS
         )
         first_row, first_col = self.target.index_of(west - CURVE_M, north + CURVE_M)
         last_row, last_col = self.target.index_of(east + CURVE_M, south - CURVE_M)
