@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 import xarray as xr
@@ -10,7 +11,7 @@ import xarray as xr
 from bigmap.clusters import Cluster, threads_per_worker
 from bigmap.config import Recipe, load_recipe
 from bigmap.cube import open_cube_of
-from bigmap.errors import RecipeError
+from bigmap.errors import OutputError, RecipeError
 from bigmap.grid import intersect, is_empty, shape_of
 from bigmap.inference import predict
 from bigmap.planning import Plan, make_plan
@@ -19,21 +20,27 @@ from bigmap.runner import Reporter, RunSummary, SilentReporter, run_plan
 from bigmap.runs import RunFolder, check_output
 from bigmap.staging import JOBS, StageSummary, read_staged, stage_plan, use_staged
 from bigmap.store import open_map
+from bigmap.zones import ZonePlans, is_utm, plan_zones, run_zones
 
 __all__ = ["load_recipe", "open_cube", "open_map", "plan", "predict", "run", "stage"]
 
 SMALLEST_CUBE_PX = 1
 
 
-def plan(recipe: Recipe) -> Plan:
+def plan(recipe: Recipe) -> Plan | ZonePlans:
     """Plan a map without mapping anything.
+
+    Returns
+    -------
+    Plan or ZonePlans
+        With ``grid.crs: utm`` the plans of all zones, else one.
 
     Raises
     ------
     BigmapError
         If the recipe cannot work; the message names the field.
     """
-    return make_plan(recipe)
+    return plan_zones(recipe) if is_utm(recipe) else make_plan(recipe)
 
 
 def run(
@@ -43,6 +50,8 @@ def run(
     overwrite: bool = False,
     limit: int | None = None,
     staged: str | Path | None = None,
+    redo: Collection[str] | None = None,
+    reuse: str | None = None,
     reporter: Reporter | None = None,
 ) -> RunSummary:
     """Make a map on the recipe's cluster.
@@ -59,6 +68,11 @@ def run(
         Map so many blocks only, for a trial.
     staged
         Folder of :func:`stage`: its scenes are read, and nothing else.
+    redo
+        Do these blocks of the run at ``output.path`` again, and no others: their names, or
+        ``failed`` or ``degraded`` for all in that state.
+    reuse
+        An earlier map: blocks of it that would be the same here are copied.
     reporter
         Shows progress; by default nothing is shown.
 
@@ -72,7 +86,22 @@ def run(
     BigmapError
         If the recipe cannot work, or the output is taken.
     """
-    resuming = check_output(recipe, resume=resume, overwrite=overwrite)
+    resuming = check_output(recipe, resume=resume or redo is not None, overwrite=overwrite)
+    if redo is not None and not resuming:
+        raise OutputError(f"--redo: there is no run at {recipe.output.path} to do blocks of again")
+    if is_utm(recipe):
+        if staged is not None:
+            raise RecipeError("grid.crs: utm cannot be mapped from staged scenes; name one zone")
+        with Cluster(recipe, note=(reporter or SilentReporter()).note) as cluster:
+            return run_zones(
+                plan_zones(recipe, resume=resuming, render=cluster.render),
+                partial(run_plan, client=cluster.client, threads=threads_per_worker(recipe)),
+                resume=resuming,
+                limit=limit,
+                reporter=reporter or SilentReporter(),
+                redo=redo,
+                reuse=reuse,
+            )
     items = RunFolder(recipe.output.path).read_items() if resuming else None
     if staged is not None and not resuming:
         items = read_staged(Path(staged))
@@ -90,6 +119,8 @@ def run(
             limit=limit,
             threads=threads_per_worker(recipe),
             reporter=reporter,
+            redo=redo,
+            reuse=reuse,
         )
 
 

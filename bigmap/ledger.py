@@ -59,6 +59,8 @@ class BlockRecord:
     error: str | None = None
     finished: str = ""
     """UTC, ISO 8601."""
+    reused: str | None = None
+    """The earlier map from which the block was copied."""
 
     def to_json(self) -> str:
         """Return the record as one line."""

@@ -123,12 +123,16 @@ class Plan:
 
     def rows_of(self, block: ROI) -> ItemTable:
         """Return the items that may have pixels in a block or in the context it reads."""
+        return self.catalogue.rows.take(self.indices_of(block))
+
+    def indices_of(self, block: ROI) -> npt.NDArray[np.intp]:
+        """Return the indices of :meth:`rows_of`, rising."""
         # A block under blending reads the whole cells around it, to choose their dates.
         context = grid.grow(block, self.lattice.cell_px + self.halo_px)
         tree, indices = self._footprints
         found = tree.query(shapely.box(*self.lattice.bounds(context)))
         chosen = [indices[place] for place in found]
-        return self.catalogue.rows.take(np.sort(np.concatenate([np.zeros(0, np.intp), *chosen])))
+        return np.sort(np.concatenate([np.zeros(0, np.intp), *chosen]))
 
     @property
     def halo_px(self) -> int:
@@ -150,6 +154,7 @@ class Plan:
             "extent": [[part.start, part.stop] for part in self.extent],
             "area": hashlib.sha256(parts).hexdigest(),
             "weights": checksum_of(self.recipe.model.weights),
+            "versions": list_versions(),
         }
 
     def job(self, run_folder: str, lease_owner: str | None) -> BlockJob:
@@ -203,7 +208,6 @@ class Plan:
         )
 
     def _attributes(self) -> dict[str, Any]:
-        packages = ("bigmap", "torch", "rasterio", "stackstac", "odc-stac", "zarr", "xarray")
         return {
             "Conventions": "CF-1.11",
             "title": self.recipe.title or self.recipe.name,
@@ -218,7 +222,7 @@ class Plan:
                 "bands": list(self.model.spec.bands),
                 "weights": checksum_of(self.recipe.model.weights),
             },
-            "bigmap:versions": {name: importlib.metadata.version(name) for name in packages},
+            "bigmap:versions": list_versions(),
         }
 
     def estimate(self) -> Estimate:
@@ -304,6 +308,12 @@ class Plan:
 
     def _first_assets(self) -> list[AssetRow]:
         return [asset for row in self.catalogue.rows[:1] for asset in row.assets.values()]
+
+
+def list_versions() -> dict[str, str]:
+    """Return the versions of bigmap and of the libraries that touch pixels."""
+    packages = ("bigmap", "torch", "rasterio", "stackstac", "odc-stac", "zarr", "xarray")
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def make_plan(

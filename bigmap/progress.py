@@ -34,7 +34,8 @@ class ProgressReporter:
 
     def start(self, plan: Plan, todo: int, recorded: Counter[str]) -> None:
         """Tell that blocks are about to be sent."""
-        self.todo = todo
+        self.todo, self.finished, self.mapped_km2 = todo, 0, 0.0
+        self.states, self.seconds = Counter(), Counter()
         self.started = self.last_line = time.monotonic()
         before = f" ({sum(recorded.values())} recorded before)" if recorded else ""
         self.console.print(

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
@@ -35,6 +35,7 @@ from bigmap.inference import limit_threads
 from bigmap.items import ItemRow
 from bigmap.ledger import BlockRecord, Lease, Ledger
 from bigmap.planning import Plan
+from bigmap.reuse import copy_unchanged
 from bigmap.runs import RunFolder
 from bigmap.store import (
     MapTemplate,
@@ -56,6 +57,7 @@ IN_FLIGHT_PER_SLOT = 2
 COUNT_WORKERS_S = 5.0
 TICK_S = 5.0
 FINAL_STATES = ("done", "empty")
+REDO_STATES = ("failed", "degraded")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 BlockTask = Callable[[BlockJob, ROI, Sequence[ItemRow]], BlockRecord]
@@ -156,6 +158,8 @@ def run_plan(
     threads: int = 1,
     reporter: Reporter | None = None,
     task: BlockTask = run_block,
+    redo: Collection[str] | None = None,
+    reuse: str | None = None,
 ) -> RunSummary:
     """Run a plan to its end.
 
@@ -175,6 +179,11 @@ def run_plan(
         Shows progress.
     task
         What a worker does with a block.
+    redo
+        With ``resume``: do these blocks again and no others, by name; ``failed`` and
+        ``degraded`` stand for all in that state.
+    reuse
+        An earlier map, from which blocks that would be alike are copied.
 
     Raises
     ------
@@ -188,18 +197,16 @@ def run_plan(
     lease = Lease(folder.path)
     lease.acquire()
     try:
-        if not resume:
-            folder.clear()
-            create_map(folder.output, plan.template())
-            folder.create(plan)
-        else:
-            folder.check_plan(plan)
-        if not has_map(folder.output):
-            create_map(folder.output, plan.template())
+        _open_run(folder, plan, resume=resume)
         ledger = folder.ledger
         recorded = ledger.latest() if resume else {}
-        lost = set(check_shards(folder.output, _shards_of(recorded.values())))
-        todo = [b for b in plan.blocks if _is_open(recorded.get(plan.name(b)), lost)][:limit]
+        todo = _choose_blocks(plan, recorded, redo)
+        if reuse is not None:
+            folder.mark_overviews(complete=False)
+            copied = _reuse_blocks(plan, todo, reuse, ledger, reporter)
+            recorded |= copied
+            todo = [block for block in todo if plan.name(block) not in copied]
+        todo = todo[:limit]
         planned = len(recorded.keys() | {plan.name(block) for block in todo})
         summary = RunSummary(planned=planned)
         driver = _Driver(plan, client, ledger, lease, reporter, summary)
@@ -225,11 +232,57 @@ def run_plan(
         lease.release()
 
 
+def _open_run(folder: RunFolder, plan: Plan, *, resume: bool) -> None:
+    """Start the output anew, or check that it is that of the plan."""
+    if not resume:
+        folder.clear()
+        create_map(folder.output, plan.template())
+        folder.create(plan)
+    else:
+        folder.check_plan(plan)
+    if not has_map(folder.output):
+        create_map(folder.output, plan.template())
+
+
 def _is_open(record: BlockRecord | None, lost: set[str]) -> bool:
     """Tell whether a block is still to be done: without a good record, or without its objects."""
     if record is None or record.state not in FINAL_STATES:
         return True
     return any(key in lost for key, _ in record.shards)
+
+
+def _choose_blocks(
+    plan: Plan, recorded: Mapping[str, BlockRecord], redo: Collection[str] | None
+) -> list[ROI]:
+    """Return the blocks that are to be done: those still open, or those named."""
+    if redo is None:
+        lost = set(check_shards(plan.recipe.output.path, _shards_of(recorded.values())))
+        return [b for b in plan.blocks if _is_open(recorded.get(plan.name(b)), lost)]
+    by_name = {plan.name(block): block for block in plan.blocks}
+    unknown = sorted(set(redo) - by_name.keys() - set(REDO_STATES))
+    if unknown:
+        raise OutputError(
+            f"--redo {', '.join(unknown)}: this map has no such block; blocks are named as in "
+            f"{next(iter(by_name))}, or give failed or degraded"
+        )
+    return [
+        block
+        for name, block in by_name.items()
+        if name in redo or (name in recorded and recorded[name].state in redo)
+    ]
+
+
+def _reuse_blocks(
+    plan: Plan, blocks: Sequence[ROI], old: str, ledger: Ledger, reporter: Reporter
+) -> dict[str, BlockRecord]:
+    """Copy blocks of an earlier map and record them; return their records by name."""
+    copied = {}
+    for record in copy_unchanged(plan, blocks, old):
+        ledger.append(record)
+        copied[record.block] = record
+    ledger.flush()
+    reporter.note(f"reused {len(copied)} of {len(blocks)} blocks of {old}")
+    return copied
 
 
 def _shards_of(records: Iterable[BlockRecord]) -> Iterator[ShardKey]:

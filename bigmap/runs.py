@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import shapely
 
 from bigmap.catalog import Catalogue, load_items, save_items
 from bigmap.config import ZONE_GROUP, Recipe, parse_recipe, parse_yaml
 from bigmap.errors import OutputError
+from bigmap.grid import ROI, Area
 from bigmap.ledger import LeaseState, Ledger, read_lease, write_atomically
 from bigmap.planning import Plan
 
@@ -67,9 +69,43 @@ class RunFolder:
         filesystem, root = fsspec.core.url_to_fs(self.path)
         filesystem.makedirs(root, exist_ok=True)
         save_items(plan.catalogue, f"{self.path}/items.parquet")
+        # The area itself, since its file may have been changed when blocks are to be reused.
+        parts = [shapely.to_wkb(part).hex() for part in plan.area.parts]
+        write_atomically(filesystem, f"{root}/area.json", json.dumps(parts).encode())
         fingerprint = json.dumps(plan.fingerprint())
         write_atomically(filesystem, f"{root}/plan.json", fingerprint.encode())
         write_atomically(filesystem, f"{root}/recipe.yaml", plan.recipe.to_yaml().encode())
+
+    def create_zones(self, recipe: Recipe, blocks: Mapping[str, int]) -> None:
+        """Write the recipe of a map of several UTM zones and the blocks of each group."""
+        filesystem, root = fsspec.core.url_to_fs(self.path)
+        filesystem.makedirs(root, exist_ok=True)
+        content = {"blocks": sum(blocks.values()), "zones": dict(blocks)}
+        write_atomically(filesystem, f"{root}/plan.json", json.dumps(content).encode())
+        write_atomically(filesystem, f"{root}/recipe.yaml", recipe.to_yaml().encode())
+
+    def zones(self) -> dict[str, int]:
+        """Return the groups of a map of several UTM zones, with their blocks; else nothing."""
+        return dict(self._read_fingerprint().get("zones", {}))
+
+    def read_plan(self) -> tuple[ROI, Area, dict[str, Any]]:
+        """Return the extent, the area and the other facts that the run was started with.
+
+        Raises
+        ------
+        OutputError
+            If they are not there.
+        """
+        stored = self._read_fingerprint()
+        filesystem, root = fsspec.core.url_to_fs(self.path)
+        try:
+            parts = json.loads(filesystem.cat_file(f"{root}/area.json"))
+            rows, cols = (slice(*part) for part in stored["extent"])
+        except (FileNotFoundError, json.JSONDecodeError, KeyError):
+            raise OutputError(
+                f"{self.path}: does not hold the area of its run, so its blocks cannot be reused"
+            ) from None
+        return (rows, cols), Area(tuple(shapely.from_wkb(part) for part in parts)), stored
 
     def check_plan(self, plan: Plan) -> None:
         """Refuse to go on with a run whose area or weights have changed under the same name.
@@ -152,9 +188,17 @@ class RunFolder:
         if filesystem.exists(root):
             filesystem.rm(root, recursive=True)
         filesystem, root = fsspec.core.url_to_fs(self.path)
-        for name in ("recipe.yaml", "plan.json", "items.parquet", "overviews.json", "ledger"):
+        names = ["recipe.yaml", "plan.json", "area.json", "items.parquet", "overviews.json"]
+        for name in [*names, "ledger", *self._zone_folders()]:
             if filesystem.exists(f"{root}/{name}"):
                 filesystem.rm(f"{root}/{name}", recursive=True)
+
+    def _zone_folders(self) -> list[str]:
+        filesystem, root = fsspec.core.url_to_fs(self.path)
+        if not filesystem.exists(root):
+            return []
+        places = [str(place).rstrip("/") for place in filesystem.ls(root, detail=False)]
+        return [place.rpartition("/")[2] for place in places if ZONE_GROUP.search(place)]
 
     def read_recipe(self) -> tuple[Recipe, int]:
         """Return the recipe of the run and its number of blocks."""
@@ -301,7 +345,14 @@ def read_status(output: str) -> RunStatus:
     OutputError
         If there is no run at this place.
     """
-    folder = RunFolder(output.rstrip("/").removesuffix(".run").removesuffix(".zarr") + ".zarr")
+    place = output.rstrip("/")
+    group = ZONE_GROUP.search(place)
+    below = group.group() if group else ""
+    stem = place.removesuffix(below).removesuffix(".run").removesuffix(".zarr")
+    folder = RunFolder(f"{stem}.zarr{below}")
+    zones = folder.zones() if folder.exists() else {}
+    if zones:
+        return _read_zones(folder, zones)
     _, planned = folder.read_recipe()
     records = folder.ledger.latest().values()
     seconds: Counter[str] = Counter()
@@ -317,4 +368,32 @@ def read_status(output: str) -> RunStatus:
         failures=tuple((r.block, r.error or "") for r in records if r.state == "failed"),
         lease=folder.read_lease(),
         has_overviews=folder.has_overviews(),
+    )
+
+
+def _read_zones(folder: RunFolder, zones: Mapping[str, int]) -> RunStatus:
+    """Add up the status of all zones of a map; one without a run yet lacks all its blocks."""
+    places = {group: f"{folder.output}/{group}" for group in zones}
+    found = {
+        group: read_status(place) for group, place in places.items() if RunFolder(place).exists()
+    }
+    seconds: Counter[str] = Counter()
+    states: Counter[str] = Counter()
+    for status in found.values():
+        seconds.update(status.seconds)
+        states.update(status.states)
+    return RunStatus(
+        output=folder.output,
+        planned=sum(zones.values()),
+        states=states,
+        mapped_km2=sum(status.mapped_km2 for status in found.values()),
+        seconds=dict(seconds),
+        last=max((status.last for status in found.values()), default=""),
+        failures=tuple(
+            (f"{group}/{block}", error)
+            for group, status in found.items()
+            for block, error in status.failures
+        ),
+        lease=folder.read_lease(),
+        has_overviews=all(group in found and found[group].has_overviews for group in zones),
     )

@@ -275,7 +275,12 @@ class MapWriter:
             for name, values in layers.items():
                 array = self._array(name)
                 self._check_place(array, place)
-                array[(..., *place)] = values
+                try:
+                    array[(..., *place)] = values
+                except ValueError:
+                    # Zarr reads a shard before it replaces it, and cannot where it is damaged.
+                    self._remove_shards(name, place)
+                    array[(..., *place)] = values
             for name, values in layers.items():
                 if not np.array_equal(np.asarray(self._array(name)[(..., *place)]), values):
                     raise OutputError(f"{self.path}: {name} does not read back as written")
@@ -297,6 +302,11 @@ class MapWriter:
         for part, step, size in zip(place, array.shards[-2:], array.shape[-2:], strict=True):
             whole = part.start % step == 0 and (part.stop % step == 0 or part.stop == size)
             assert whole, f"{place} is not made of whole shards of {step} px"
+
+    def _remove_shards(self, name: str, place: ROI) -> None:
+        filesystem, root = fsspec.core.url_to_fs(self.path)
+        for shard in self._find_shards({name: None}, place):
+            filesystem.rm_file(f"{root}/{shard.key}")
 
     def _find_shards(self, names: Mapping[str, Any], place: ROI) -> Iterator[ShardKey]:
         filesystem, root = fsspec.core.url_to_fs(self.path)

@@ -31,6 +31,7 @@ from bigmap.progress import (
 from bigmap.runner import RunSummary, stop_on_signals
 from bigmap.runs import RunStatus, check_output, read_status
 from bigmap.staging import ITEMS, JOBS, StageSummary, verify_stage
+from bigmap.zones import ZonePlans
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -88,12 +89,18 @@ def plan_command(
         plan.recipe, plan.model, estimate, is_remote=plan.is_remote, price_per_gpu_hour=price
     )
     if as_json:
-        content = {
+        content: dict[str, Any] = {
             "estimate": asdict(estimate),
             "clusters": [asdict(each) for each in clusters],
             "assumptions": assumptions,
-            "audit": asdict(plan.catalogue.audit),
         }
+        if isinstance(plan, ZonePlans):
+            content["zones"] = {
+                group: {"estimate": asdict(each.estimate()), "audit": asdict(each.catalogue.audit)}
+                for group, each in zip(plan.groups, plan.plans, strict=True)
+            }
+        else:
+            content["audit"] = asdict(plan.catalogue.audit)
         typer.echo(json.dumps(content))
         return
     console = Console(highlight=False, soft_wrap=True)
@@ -120,13 +127,24 @@ def run_command(
         Path | None,
         typer.Option(metavar="FOLDER", help="Read what bigmap stage fetched, and nothing else."),
     ] = None,
+    redo: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BLOCKS",
+            help="Do only these blocks again: r12c34,r12c35, or failed, or degraded.",
+        ),
+    ] = None,
+    reuse: Annotated[
+        str | None,
+        typer.Option(metavar="MAP", help="Copy blocks of an earlier map that would be the same."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a map. Exit code 0: done; 3: some blocks failed; 75: stopped, go on with --resume."""
     extra = [f"output.path={output}"] if output else []
     extra += [f"cluster.workers={workers}"] if workers else []
     loaded = read_recipe(recipe, [*settings, *extra], bbox, source, cluster=cluster)
-    check_output(loaded, resume=resume, overwrite=overwrite)
+    check_output(loaded, resume=resume or redo is not None, overwrite=overwrite)
     console = Console(highlight=False, stderr=as_json, soft_wrap=True)
     notice = model_choice(loaded.model).build().spec.notice
     if notice:
@@ -140,6 +158,8 @@ def run_command(
             overwrite=overwrite,
             limit=limit,
             staged=staged,
+            redo=redo.split(",") if redo is not None else None,
+            reuse=reuse.rstrip("/") if reuse is not None else None,
             reporter=ProgressReporter(console),
         )
     if as_json:
@@ -312,7 +332,7 @@ def show_stage(console: Console, summary: StageSummary, out: Path, recipe: Recip
     console.print(f"source: {json.dumps(source, ensure_ascii=False)}", markup=False)
 
 
-def show_plan(console: Console, plan: Plan, estimate: dict[str, Any]) -> None:
+def show_plan(console: Console, plan: Plan | ZonePlans, estimate: dict[str, Any]) -> None:
     """Print a plan for people."""
     grid, spec = plan.recipe.grid, plan.model.spec
     console.print(
@@ -328,6 +348,13 @@ def show_plan(console: Console, plan: Plan, estimate: dict[str, Any]) -> None:
         f"{estimate['written_gb']:,.2f} GB (uncompressed), at most {estimate['memory_gb']:.1f} GB "
         "of memory per worker"
     )
+    if isinstance(plan, ZonePlans):
+        for group, each in zip(plan.groups, plan.plans, strict=True):
+            console.print(
+                f"{group}: {each.area.area_km2:,.0f} km², {len(each.blocks)} blocks, "
+                f"{len(each.catalogue.rows)} items"
+            )
+        return
     for line in plan.catalogue.audit.lines():
         console.print(line, markup=False)
 

@@ -16,12 +16,12 @@ BANDS = {"blue": 600, "green": 800, "red": 900, "nir": 3_500}
 
 
 def write_tiny_scenes(
-    folder: Path, *, days=("2024-05-03", "2024-05-08"), pixel_m=PIXEL_M, seed=0
+    folder: Path, *, days=("2024-05-03", "2024-05-08"), pixel_m=PIXEL_M, seed=0, left=400_000
 ) -> Path:
     """Write one tile of EPSG:32631 on some days, with coarse pixels, and return its items."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    left, top = 400_000, 4_700_000 - 60_000
+    top = 4_700_000 - 60_000
     size = SIDE_M // pixel_m
     transform = Affine(pixel_m, 0, left, 0, -pixel_m, top)
     bounds = (left, top - size * pixel_m, left + size * pixel_m, top)

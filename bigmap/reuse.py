@@ -1,0 +1,220 @@
+"""Blocks of an earlier run that a new run would make alike: their objects are copied.
+
+A block is alike where everything that decides its bytes is: grid, model and weights, layers,
+dates, mask, resampling and versions of the whole run; its state, device and place; the items it
+reads; and the part of the area inside it. A larger area or new dates so compute what is new only.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import shapely
+
+from bigmap import grid
+from bigmap.errors import OutputError
+from bigmap.grid import ROI, Area, area_mask
+from bigmap.items import ItemTable
+from bigmap.ledger import BlockRecord
+from bigmap.planning import Plan
+from bigmap.runs import RunFolder, differing_fields
+
+COPIES = 8
+"""Blocks copied at once."""
+PER_BLOCK = ("area", "source", "name", "title", "output.path", "output.overviews", "cluster",
+             "samples", "training", "inference.batch_windows", "inference.device",
+             "reading.on_error")  # fmt: skip
+"""Settings that may differ: they decide no value, or are compared block by block."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A block of the earlier run."""
+
+    block: ROI
+    record: BlockRecord
+
+
+def copy_unchanged(plan: Plan, blocks: Collection[ROI], old: str) -> Iterator[BlockRecord]:
+    """Copy the objects of blocks that an earlier run has made alike.
+
+    Parameters
+    ----------
+    plan
+        Of the new run, whose map has been created.
+    blocks
+        Those still to be done.
+    old
+        Path or URL of the earlier map.
+
+    Yields
+    ------
+    BlockRecord
+        Of each copied block, with ``reused`` set.
+
+    Raises
+    ------
+    OutputError
+        If there is no run at ``old``, one is at work there, or its settings differ.
+    """
+    folder = RunFolder(old)
+    before = _open_earlier(plan, folder)
+    alike = _find_alike(plan, before, folder, blocks)
+    with ThreadPoolExecutor(COPIES) as pool:
+        for record in pool.map(lambda each: _copy(plan, before, each), alike):
+            if record is not None:
+                yield record
+
+
+def _open_earlier(plan: Plan, folder: RunFolder) -> Plan:
+    """Return the plan of the earlier run, as far as it decides bytes of blocks.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be used for the new one.
+    """
+    if RunFolder(plan.recipe.output.path).output == folder.output:
+        raise OutputError(f"--reuse {folder.output}: is the output itself; use --resume")
+    stored, _ = folder.read_recipe()
+    lease = folder.read_lease()
+    if lease is not None and lease.is_alive:
+        raise OutputError(f"--reuse {folder.output}: a run is at work there; wait for its end")
+    extent, area, facts = folder.read_plan()
+    new = plan.fingerprint()
+    old_dump, new_dump = (each.model_dump(mode="json") for each in (stored, plan.recipe))
+    changed = [
+        name
+        for name in differing_fields(old_dump, new_dump)
+        if not any(name == free or name.startswith(f"{free}.") for free in PER_BLOCK)
+    ]
+    if old_dump["source"]["mask"] != new_dump["source"]["mask"]:
+        changed.append("source.mask")
+    changed += [f"model.{key}" if key == "weights" else key for key in ("weights", "versions")
+                if facts.get(key) != new[key]]  # fmt: skip
+    if changed:
+        raise OutputError(
+            f"--reuse {folder.output}: was made with another {', '.join(changed)}, so no block of "
+            "it can be used; set it back, or run without --reuse"
+        )
+    return replace(plan, recipe=stored, extent=extent, area=area, catalogue=folder.read_items())
+
+
+def _find_alike(
+    plan: Plan, before: Plan, folder: RunFolder, blocks: Collection[ROI]
+) -> Iterator[_Candidate]:
+    records = folder.ledger.latest()
+    candidates = [
+        block
+        for block in blocks
+        if _is_good(records.get(plan.name(block)), plan)
+        and grid.intersect(_whole(block, plan), before.extent) == block
+    ]
+    if not candidates:
+        return
+    new_codes, old_codes = _encode_rows(plan.catalogue.rows, before.catalogue.rows)
+    boxes = plan.lattice.bounds_of(candidates)
+    inside = _covered(plan.area, boxes) & _covered(before.area, boxes)
+    for block, is_inside in zip(candidates, inside, strict=True):
+        now, then = new_codes[plan.indices_of(block)], old_codes[before.indices_of(block)]
+        if not np.array_equal(now, then):
+            continue
+        if is_inside or np.array_equal(
+            area_mask(plan.area, plan.lattice, block), area_mask(before.area, plan.lattice, block)
+        ):
+            yield _Candidate(block, records[plan.name(block)])
+
+
+def _is_good(record: BlockRecord | None, plan: Plan) -> bool:
+    if record is None or record.state not in ("done", "empty"):
+        return False
+    return record.device == plan.windowing.device
+
+
+def _whole(block: ROI, plan: Plan) -> ROI:
+    """Return a block before it was clipped to an extent."""
+    side = plan.lattice.block_px
+    rows, cols = (slice(p.start // side * side, p.start // side * side + side) for p in block)
+    return rows, cols
+
+
+def _covered(area: Area, boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    shapes = shapely.box(*boxes.T)
+    covered = np.ones(len(boxes), dtype=bool)
+    for part in area.parts:
+        shapely.prepare(part)
+        covered &= shapely.covers(part, shapes)
+    return covered
+
+
+def _encode_rows(
+    new: ItemTable, old: ItemTable
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Give equal rows of two tables the same number."""
+    texts = np.concatenate([_texts_of(new), _texts_of(old)])
+    _, codes = np.unique(texts, return_inverse=True)
+    return codes[: len(new)], codes[len(new) :]
+
+
+def _texts_of(rows: ItemTable) -> npt.NDArray[Any]:
+    """Write each row as one text, its layout as a checksum."""
+    columns = []
+    for name in rows.columns.column_names:
+        column = rows.columns[name]
+        if name == "layout":
+            codes = column.cast(pa.string()).combine_chunks().dictionary_encode()
+            sums = [hashlib.sha256(t.encode()).hexdigest() for t in codes.dictionary.to_pylist()]
+            column = pa.DictionaryArray.from_arrays(codes.indices, sums).cast(pa.string())
+        columns.append(pc.fill_null(column.cast(pa.string()), ""))
+    joined = pc.binary_join_element_wise(*columns, "\n")
+    texts: npt.NDArray[Any] = joined.to_numpy().astype(object)
+    return texts
+
+
+def _copy(plan: Plan, before: Plan, candidate: _Candidate) -> BlockRecord | None:
+    """Copy the objects of one block; None where they are not as the ledger says."""
+    source, old_root = fsspec.core.url_to_fs(before.recipe.output.path)
+    target, new_root = fsspec.core.url_to_fs(plan.recipe.output.path)
+    shards = []
+    for key, size in candidate.record.shards:
+        moved = _move_key(key, plan, before)
+        try:
+            content = source.cat_file(f"{old_root}/{key}")
+        except FileNotFoundError:
+            return None
+        if len(content) != size:
+            return None
+        try:
+            target.makedirs(f"{new_root}/{moved}".rpartition("/")[0], exist_ok=True)
+            target.pipe_file(f"{new_root}/{moved}", content)
+        except OSError as error:
+            raise OutputError(f"{new_root}/{moved}: cannot be written ({error})") from error
+        shards.append((moved, size))
+    return replace(
+        candidate.record,
+        shards=tuple(shards),
+        seconds={},
+        reused=before.recipe.output.path,
+        finished=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _move_key(key: str, plan: Plan, before: Plan) -> str:
+    """Return the key of a shard in the new map, whose extent starts elsewhere."""
+    lattice = plan.lattice
+    head, row, col = key.rsplit("/", 2)
+    moved = [
+        int(index) + (old.start - new.start) * lattice.upscale // lattice.shard_px
+        for index, old, new in zip((row, col), before.extent, plan.extent, strict=True)
+    ]
+    return "/".join([head, *map(str, moved)])
