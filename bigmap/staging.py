@@ -314,6 +314,8 @@ def _name_file(row: ItemRow, asset: str, *, whole: bool) -> str:
 
 
 def _make_folder(folder: Path) -> None:
+    if re.match(r"[a-z][a-z0-9+]+:/", str(folder)):
+        raise OutputError(f"--out {folder}: is a URL; choose a folder of a shared file system")
     try:
         (folder / SCENES).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,7 +10,7 @@ import bigmap
 from bigmap import cli
 from tests.integration.small_world import write_recipe, write_scenes
 
-COMMANDS = ["plan", "run", "status", "models"]
+COMMANDS = ["plan", "run", "stage", "status", "models"]
 SECRET = "c2VjcmV0c2lnbmF0dXJl"
 
 

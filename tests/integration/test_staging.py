@@ -209,6 +209,8 @@ def test_a_run_refuses_what_was_staged_for_something_else(scenes, tmp_path):
     raw["area"]["clip_bbox"] = [2.3, 41.78, 2.32, 41.8]
     assert use_staged(bigmap.plan(parse_recipe(raw)), folder)
 
+    with pytest.raises(OutputError, match="choose a folder"):
+        stage_plan(plan, Path("s3://bucket/scenes"))
     lease = Lease(str(folder))
     lease.acquire()
     try:
