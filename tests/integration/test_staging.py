@@ -35,7 +35,7 @@ def scenes(tmp_path_factory) -> Path:
 
 def make_raw(scenes: Path, output: Path, **changes):
     return {
-        "name": "staged", "area": {"bbox": [2.25, 41.75, 2.4, 41.85]},
+        "name": "staged", "area": {"bbox": [2.28, 41.77, 2.36, 41.82]},
         "grid": {
             "crs": "EPSG:3035", "gsd_m": 50, "core_px": 32, "cell_px": 64, "block_px": 128,
             "shard_px": 128, "chunk_px": 64,
@@ -202,7 +202,7 @@ def test_a_run_refuses_what_was_staged_for_something_else(scenes, tmp_path):
             use_staged(bigmap.plan(parse_recipe(raw)), folder)
 
     refuse("another source", source={"end": "2024-05-06"})
-    refuse("a smaller area", area={"bbox": [2.25, 41.75, 2.7, 41.85]})
+    refuse("a smaller area", area={"bbox": [2.28, 41.77, 2.7, 41.82]})
     refuse("another crs", grid={"crs": "EPSG:32631"})
     # A trial inside the area reads the same files.
     raw = make_raw(scenes, output)

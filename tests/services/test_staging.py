@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
 import pytest
 import rasterio
 import yaml
@@ -129,6 +130,23 @@ def test_whole_jpeg_2000(scenes, served_folder, http_server, tmp_path):
     assert stage_plan(plan, tmp_path / "parts").exit_code == 0
     wanted = sorted((tmp_path / "parts/scenes").rglob("*.tif"))
     assert len(wanted) == 10
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_objects_of_a_store(scenes, s3_bucket, tmp_path, whole):
+    filesystem = fsspec.filesystem("s3")
+    filesystem.put([str(file) for file in scenes.parent.glob("*.tif")], f"{s3_bucket}/tiny/")
+    features = read_items(scenes, s3_bucket, "tiny")
+    items = tmp_path / "items.json"
+    items.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    source = source_of(items)
+    source["access"]["unsigned_s3"] = False
+    plan = bigmap.plan(make_recipe(source, str(tmp_path / "map.zarr")))
+    summary = stage_plan(plan, tmp_path / "staged", whole=whole)
+    assert (summary.fetched, summary.failures) == (10, ())
+    if whole:
+        originals = {file.read_bytes() for file in scenes.parent.glob("*.tif")}
+        assert all(f.read_bytes() in originals for f in (tmp_path / "staged").rglob("*.tif"))
 
 
 def test_an_interrupted_staging_goes_on(scenes, http_server, tmp_path):
