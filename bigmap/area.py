@@ -20,7 +20,9 @@ from bigmap.grid import Area
 
 LONLAT = "EPSG:4326"
 EDGE_DEG = 0.05
-"""Longest edge of a box before it is projected: straight in degrees is curved on the map."""
+"""Longest edge of an outline before it is projected: straight in degrees is curved on the map."""
+EDGE_M = 5_000
+"""The same for outlines in a projected CRS."""
 UTM_SOUTH, UTM_NORTH = -80, 84
 STRIP_EDGE_DEG = 0.002
 NEAR_ZONE_DEG = 29
@@ -274,4 +276,9 @@ def _read_polygons(file: str) -> gpd.GeoSeries:
     is_polygon = frame.geom_type.isin(["Polygon", "MultiPolygon"]) & ~frame.geometry.is_empty
     if not is_polygon.any():
         raise RecipeError(f"area.file: {file}: holds no polygons")
-    return frame.geometry[is_polygon]
+    polygons: gpd.GeoSeries = frame.geometry[is_polygon].make_valid()
+    # Edges are straight in the file's own coordinates, whatever grid they are projected to. Wild
+    # numbers are refused later; until then they must not be cut into millions of edges.
+    step, most = (EDGE_DEG, 720) if frame.crs.is_geographic else (EDGE_M, 1e8)
+    is_place = np.abs(polygons.total_bounds).max() <= most
+    return polygons.segmentize(step) if is_place else polygons

@@ -116,6 +116,31 @@ def test_overwriting_clears_all_zones(mapped, items, tmp_path):
     assert not (tmp_path / "map.run" / "utm32n").exists()
 
 
+def test_an_area_across_the_antimeridian(tmp_path):
+    """One scene of zone 60 shows both sides; in one CRS and in two zones both are mapped."""
+    items = write_tiny_scenes(tmp_path / "scenes", left=700_000, epsg=32660)
+    area = {"bbox": [179.8, 41.5, -179.8, 41.7]}
+    utm = make_recipe(tmp_path / "utm", items, area=area)
+    one = make_recipe(tmp_path / "one", items, "EPSG:3832", area=area)
+    plans = bigmap.plan(utm)
+    assert plans.groups == ("utm01n", "utm60n")
+    with start_cluster() as (_, client):
+        for plan in (*plans.plans, bigmap.plan(one)):
+            assert run_plan(plan, client).exit_code == 0
+    for data, sides in (
+        (bigmap.open_map(f"{utm.output.path}/utm60n"), {1}),
+        (bigmap.open_map(f"{utm.output.path}/utm01n"), {-1}),
+        (bigmap.open_map(one.output.path), {-1, 1}),
+    ):
+        rows, cols = np.nonzero(data["class"].values != 255)
+        to_lonlat = Transformer.from_crs(data.rio.crs, "EPSG:4326", always_xy=True)
+        lon, _ = to_lonlat.transform(data["x"].values[cols], data["y"].values[rows])
+        # 0.2 degrees by 0.2 on each side, in pixels of 300 m.
+        assert len(lon) > 0.8 * len(sides) * (16.6e3 * 22.2e3) / 300**2
+        assert set(np.sign(lon).astype(int).tolist()) == sides
+        assert np.abs(lon).min() >= 179.79
+
+
 def test_the_plan_adds_zones_up(items, tmp_path, capsys):
     recipe = make_recipe(tmp_path, items)
     plans = bigmap.plan(recipe)

@@ -16,16 +16,22 @@ BANDS = {"blue": 600, "green": 800, "red": 900, "nir": 3_500}
 
 
 def write_tiny_scenes(
-    folder: Path, *, days=("2024-05-03", "2024-05-08"), pixel_m=PIXEL_M, seed=0, left=400_000
+    folder: Path,
+    *,
+    days=("2024-05-03", "2024-05-08"),
+    pixel_m=PIXEL_M,
+    seed=0,
+    left=400_000,
+    epsg=32631,
 ) -> Path:
-    """Write one tile of EPSG:32631 on some days, with coarse pixels, and return its items."""
+    """Write one tile on some days, with coarse pixels, and return its items."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     top = 4_700_000 - 60_000
     size = SIDE_M // pixel_m
     transform = Affine(pixel_m, 0, left, 0, -pixel_m, top)
     bounds = (left, top - size * pixel_m, left + size * pixel_m, top)
-    west, south, east, north = transform_bounds("EPSG:32631", "EPSG:4326", *bounds)
+    west, south, east, north = transform_bounds(f"EPSG:{epsg}", "EPSG:4326", *bounds)
     ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
     features = []
     for day in days:
@@ -38,7 +44,7 @@ def write_tiny_scenes(
                 values += rng.integers(0, 200, values.shape).astype(np.uint16)
             file = folder / f"{name}_{band}.tif"
             with rasterio.open(
-                file, "w", driver="GTiff", height=size, width=size, count=1, crs="EPSG:32631",
+                file, "w", driver="GTiff", height=size, width=size, count=1, crs=f"EPSG:{epsg}",
                 dtype=values.dtype, transform=transform, nodata=0,
             ) as target:  # fmt: skip
                 target.write(values, 1)
@@ -67,7 +73,7 @@ def write_tiny_scenes(
                     "datetime": f"{day}T10:50:31Z",
                     "created": f"{day}T20:00:00Z",
                     "platform": "sentinel-2a",
-                    "proj:epsg": 32631,
+                    "proj:epsg": epsg,
                     "grid:code": "MGRS-31TDF",
                     "eo:cloud_cover": 5.0,
                     "s2:processing_baseline": "05.10",

@@ -70,8 +70,12 @@ def test_lonlat_returns_to_the_box():
 
 @pytest.fixture
 def fields():
-    """Two squares with a common edge, and a point that counts for nothing."""
-    shapes = [shapely.box(2, 41, 2.1, 41.1), shapely.box(2.1, 41, 2.2, 41.1), shapely.Point(2, 2)]
+    """Two squares with a common edge, and a point that counts for nothing.
+
+    Their edges are short, so that it hardly matters in which CRS they are straight.
+    """
+    squares = [shapely.box(2, 41, 2.1, 41.1), shapely.box(2.1, 41, 2.2, 41.1)]
+    shapes = [*(square.segmentize(0.005) for square in squares), shapely.Point(2, 2)]
     return gpd.GeoDataFrame({"name": list("abc")}, geometry=shapes, crs=4326)
 
 
@@ -85,6 +89,13 @@ def test_files_read_alike(tmp_path, fields):
     assert len(areas) == 5
     for area in areas:
         assert area.parts[0].symmetric_difference(areas[0].parts[0]).area < 100
+
+
+def test_long_edges_of_a_file_are_straight_in_its_own_coordinates(tmp_path):
+    gpd.GeoDataFrame(geometry=[shapely.box(0, 45, 20, 55)], crs=4326).to_file(tmp_path / "a.gpkg")
+    from_file = read_area(crs="EPSG:3035", file=str(tmp_path / "a.gpkg")).parts[0]
+    from_box = read_area(crs="EPSG:3035", bbox=[0, 45, 20, 55]).parts[0]
+    assert from_file.symmetric_difference(from_box).area < 1
 
 
 def test_polygons_are_united(tmp_path, fields):
