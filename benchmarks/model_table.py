@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import Template
 
 import torch
 from torch import Tensor
@@ -18,24 +19,10 @@ from bigmap.models import MapModel, build_model, list_models
 from bigmap.models.facts import COUNTED_DATES, ModelFacts, describe_class, describe_model
 
 PAGE = ROOT / "docs" / "models.md"
+TEMPLATE = PAGE.with_suffix(".template.md")
 GSD_KM = 0.01
 CORE_PX = 128
 PRECISIONS = ("float32", "bfloat16")
-HEAD = """# Models
-
-This page is written by `python -m benchmarks models`. `bigmap models` prints the same without the
-speed, `bigmap models show NAME` one model with its options.
-
-Kinds: an *exact* model's halo covers all that an output pixel depends on, and tiles equal the whole
-image bit for bit. A *windowed* model has an operation over the whole window, such as a mean: the
-window defines its result, and neighbours are blended. A *large-field* model sees farther than its
-halo: the difference is within a tolerance that a test measures.
-
-GFLOP per km² count the matrix products and convolutions of {dates} dates at 10 m (or as many as the
-model takes), without halos. km²/h are of prediction alone, in windows of {core} px and their halos
-as in a run, one after the other on all cores; reading and writing run beside it. Weights are random
-here, which changes no speed.
-"""
 
 
 @dataclass(frozen=True)
@@ -131,10 +118,13 @@ def main(arguments: Sequence[str]) -> None:
         "model", "paper", "kind", "bands", "upscale", "halo", "parameters", "GFLOP/km²",
         *(f"km²/h, {precision}" for precision in precisions),
     ]  # fmt: skip
-    body = "\n".join([
-        HEAD.format(dates=COUNTED_DATES, core=CORE_PX), table(header, rows), "",
-        "The machine:", "", describe_in_words(machine), "", *texts,
-    ])  # fmt: skip
+    body = Template(TEMPLATE.read_text()).substitute(
+        dates=COUNTED_DATES,
+        core=CORE_PX,
+        table=table(header, rows),
+        machine=describe_in_words(machine),
+        models="\n".join(texts),
+    )
     page = QUICK_RESULTS / "models.md" if options.quick or options.names else PAGE
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(body.rstrip() + "\n")

@@ -37,9 +37,10 @@ def list_command(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(json.dumps([facts_dict(each) for each in facts]))
         return
-    table = Table(
-        "name", "kind", "bands", "upscale", "halo", "parameters", "GFLOP/km²", "paper", box=None
-    )
+    table = Table(box=None)
+    for column in ("name", "kind", "bands", "scale", "halo", "parameters", "GFLOP/km²"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("paper")
     for each in facts:
         table.add_row(
             each.name,

@@ -75,6 +75,7 @@ def make_plan(tmp_path, side_px):
     return bigmap.plan(parse_recipe(raw))
 
 
+@pytest.mark.slow
 def test_ten_thousand_blocks(tmp_path, record_property, capsys):
     plan = make_plan(tmp_path, 64)
     assert len(plan.blocks) > BLOCKS

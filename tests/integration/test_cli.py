@@ -61,6 +61,7 @@ def test_help_lists_the_commands(capsys, arguments):
     assert all(command in text for command in COMMANDS)
 
 
+@pytest.mark.slow
 def test_models(capsys):
     code, text, _ = call(capsys, "models")
     assert code == 0

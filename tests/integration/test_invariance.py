@@ -153,6 +153,7 @@ class KillsAWorker(SilentReporter):
             os.kill(random.Random(3).choice(self.pids), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_time_only(shared_data, tmp_path, clients):
     case = "small-conv blend"
     base = run(make_raw(shared_data, tmp_path / "a.zarr", case), clients(2))
@@ -168,6 +169,7 @@ def test_a_killed_worker_costs_time_only(shared_data, tmp_path, clients):
     assert digest(tmp_path / "b.zarr") == base
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_resumed_to_the_same_bytes(shared_data, tmp_path, clients):
     case = "small-conv blend"
     base = run(make_raw(shared_data, tmp_path / "a.zarr", case), clients(2))
@@ -222,6 +224,7 @@ class Stops(SilentReporter):
             time.sleep(1)
 
 
+@pytest.mark.slow
 def test_overviews_that_were_stopped_are_made_on_resume(shared_data, tmp_path, clients):
     base = run(make_raw(shared_data, tmp_path / "a.zarr", "ndvi trim"), clients(2))
     plan = bigmap.plan(parse_recipe(make_raw(shared_data, tmp_path / "b.zarr", "ndvi trim")))
@@ -243,6 +246,7 @@ def test_a_run_whose_area_changed_under_its_name_is_not_resumed(shared_data, tmp
         run_plan(bigmap.plan(parse_recipe(raw)), clients(2), resume=True)
 
 
+@pytest.mark.slow
 def test_a_stopped_driver_exits_with_75_and_can_be_resumed(shared_data, tmp_path):
     raw = make_raw(shared_data, tmp_path / "b.zarr", "small-conv blend", grid__block_px=128)
     recipe = tmp_path / "recipe.yaml"

@@ -15,6 +15,8 @@ from bigmap.runner import run_plan
 from bigmap.runs import RunFolder
 from tests.integration.test_bounded import do_nothing, make_plan
 
+pytestmark = pytest.mark.slow
+
 
 def kill_own_worker(job, block, rows):
     """Kill the worker the first few times that any block is tried, as a count in a file says."""

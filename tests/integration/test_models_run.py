@@ -66,6 +66,7 @@ def check_layers(plan, result) -> None:
         assert (outside == layer.nodata).all(), layer.name
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", list(list_models()))
 def test_every_model_maps_real_scenes(shared_data, tmp_path, client, name):
@@ -91,6 +92,7 @@ def tiny(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_tiles_of_an_exact_model_equal_the_whole(tiny, tmp_path, client, name):
     """With fixed dates, a run in blocks has the values of one pass over the whole image."""
@@ -155,6 +157,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_recipes_of_the_papers_run_on_the_simulated_world(tmp_path, client, simulated_cache, name):
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", RECIPES[name])

@@ -23,6 +23,8 @@ from bigmap.errors import OutputError
 from bigmap.simulate import SceneRequest, scenes, write_scenes
 from tests.integration.local import start_cluster
 
+pytestmark = pytest.mark.slow
+
 TWO_PARTS = SceneRequest(
     "EPSG:25831", (452_000.0, 4_630_500.0, 455_000.0, 4_631_000.0), dt.date(2024, 5, 1),
     dt.date(2024, 5, 9), ("red",), 3, scene_px=366,

@@ -135,6 +135,7 @@ def test_files_of_another_kind_are_refused(catalogues, shared_data, tmp_path):
             load_items(str(path))
 
 
+@pytest.mark.slow
 def test_ten_thousand_items_take_seconds(catalogues, tmp_path):
     first = catalogues[0].rows[0]
     rows = tuple(

@@ -72,6 +72,7 @@ def test_files_match_their_items(cache: Path) -> None:
                 assert source.crs.to_epsg() == item["properties"]["proj:epsg"]
 
 
+@pytest.mark.slow
 def test_files_of_1098_px_hold_the_same_pixels(cache: Path) -> None:
     """The same bytes for each pixel, in COGs whose 10 m bands have tiles and overviews."""
     request = make_request(bands=("coastal", "red", "nir08"), end=dt.date(2024, 5, 1))
@@ -99,6 +100,7 @@ def test_files_of_1098_px_hold_the_same_pixels(cache: Path) -> None:
                 assert whole.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
 
 
+@pytest.mark.slow
 def test_the_edge_of_a_swath_is_the_same_in_large_files(tmp_path: Path) -> None:
     """The swath of this day touches the left three of the nine pieces alone."""
     bounds = (644_000.0, 4_634_500.0, 644_100.0, 4_645_000.0)

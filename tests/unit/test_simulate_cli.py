@@ -113,6 +113,7 @@ def test_settings_reach_the_simulated_source(
     assert "source.scene_px" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["simulate", "plan"])
 def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path, command: str) -> None:
     """SIGINT to the whole group, as a terminal sends it."""

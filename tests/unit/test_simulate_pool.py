@@ -96,6 +96,7 @@ def test_a_process_that_dies_is_one_sentence(
         write_scenes(TWO_PARTS, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_runs_once_and_stops_cleanly(tmp_path: Path) -> None:
     """Ctrl-C, which the terminal sends to the whole group, leaves no process and no half file."""
     cache = tmp_path / "cache"
@@ -114,6 +115,7 @@ def test_a_script_without_a_guard_runs_once_and_stops_cleanly(tmp_path: Path) ->
     assert not [file for file in written if file.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_processes_end_with_a_caller_that_is_killed(tmp_path: Path) -> None:
     process = start_script(tmp_path / "cache")
     caller = psutil.Process(process.pid)

@@ -327,5 +327,7 @@ def test_tensors_too_many_or_too_few_are_named():
 @pytest.mark.training
 def test_the_small_model_learns_a_window():
     model = build()
-    first, last = overfit(model, *simulate_window(upscale=2, dates=3, side=16), steps=120)
+    first, last = overfit(
+        model, *simulate_window(upscale=2, dates=3, side=16), steps=300, rate=4e-3
+    )
     assert last < first / 20
