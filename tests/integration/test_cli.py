@@ -108,6 +108,18 @@ def test_run_ends_with_its_audit(ran):
     assert "ndvi is a baseline" in text
 
 
+def test_plan_knows_the_speed_of_an_earlier_run(ran, capsys):
+    code, text, _ = call(capsys, "plan", "recipe.yaml", "--json")
+    content = json.loads(text)
+    assert code == 0
+    assert content["clusters"][0]["bound"] == "measured"
+    assert content["clusters"][0]["hours"] > 0
+    assert any(line.startswith("measured: 4 blocks of map.zarr") for line in content["assumptions"])
+    # Another model is not as fast.
+    text = call(capsys, "plan", "recipe.yaml", "--json", "--set", "model.name=small-conv")[1]
+    assert json.loads(text)["clusters"][0]["bound"] != "measured"
+
+
 def test_map_opens_with_its_recipe(ran):
     opened = bigmap.open_map("map.zarr")
     assert opened["class"].dtype == "uint8"
