@@ -50,6 +50,7 @@ def solar_day_of(time: dt.datetime, bounds: Bounds, epsg: int) -> dt.date:
     return (time.astimezone(dt.UTC) + dt.timedelta(hours=longitude / 15)).date()
 
 
+@lru_cache(maxsize=65536)
 def footprint_of(bounds: Bounds, epsg: int) -> BaseGeometry:
     """Return projected bounds as a polygon in degrees, split where it crosses 180 degrees.
 
