@@ -86,6 +86,12 @@ SCHEMA = pa.schema(
 )
 """Columns of a table of items; ``folder``, ``stem`` and ``layout`` together are the assets."""
 
+_PLAIN = pa.schema(
+    {
+        field.name: pa.string() if pa.types.is_dictionary(field.type) else field.type
+        for field in SCHEMA
+    }
+)
 _BATCH_ROWS = 20_000
 _STEM = "\0"
 """Stands for the stem in a layout; no href holds it."""
@@ -143,14 +149,19 @@ class ItemTable(Sequence[ItemRow]):
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel without what other rows need of the dictionaries."""
-        columns = [
-            column.cast(pa.string()).combine_chunks().dictionary_encode()
-            if pa.types.is_dictionary(column.type)
-            else column
-            for column in self.columns.columns
-        ]
-        return ItemTable, (pa.table(columns, schema=SCHEMA),)
+        return ItemTable.from_bytes, (self.to_bytes(),)
+
+    def to_bytes(self) -> bytes:
+        """Return the rows as one message, without what other rows need of the dictionaries."""
+        columns = [column.combine_chunks() for column in self.columns.cast(_PLAIN).columns]
+        message: bytes = pa.record_batch(columns, _PLAIN).serialize().to_pybytes()
+        return message
+
+    @classmethod
+    def from_bytes(cls, message: bytes) -> ItemTable:
+        """Return the rows of a message of :meth:`to_bytes`."""
+        batch = pa.ipc.read_record_batch(pa.py_buffer(message), _PLAIN)
+        return cls(pa.Table.from_batches([batch]).cast(SCHEMA))
 
     def take(self, indices: npt.NDArray[np.integer[Any]]) -> ItemTable:
         """Return some of the rows, in the order of their indices."""

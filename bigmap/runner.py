@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
 import logging
 import math
 import signal
@@ -32,7 +33,7 @@ from bigmap.errors import (
 )
 from bigmap.grid import ROI
 from bigmap.inference import limit_threads
-from bigmap.items import ItemRow
+from bigmap.items import ItemRow, ItemTable
 from bigmap.ledger import BlockRecord, Lease, Ledger
 from bigmap.planning import Plan
 from bigmap.reuse import copy_unchanged
@@ -52,6 +53,9 @@ LOG = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
 MAX_LOSSES = 10
 """A lost worker is no fault of its blocks; but a block that has lost so many may well be why."""
+SUSPECT_LOSSES = 3
+"""A block that has lost so many waits for the end and then runs alone, so that one which takes its
+workers' memory does not take the others' blocks with it."""
 RETRY_DELAY_S = 5.0
 IN_FLIGHT_PER_SLOT = 2
 COUNT_WORKERS_S = 5.0
@@ -143,10 +147,17 @@ class _JobPlugin(WorkerPlugin):
         limit_threads(self.threads)
 
 
-def _call_task(plugin: str, block: ROI, rows: tuple[ItemRow, ...]) -> BlockRecord:
-    held: Any = get_worker().plugins[plugin]
-    record: BlockRecord = held.task(held.job, block, rows)
-    return record
+def _call_task(plugin: str, key: str, block: ROI, rows: bytes) -> None:
+    """Do a block and tell the driver.
+
+    The rows are bytes, which the scheduler passes on as they are. The record travels as an event,
+    which comes before the news that the task is done: fetching results took most of the driver's
+    time, and they were lost with a worker that had done its block.
+    """
+    worker = get_worker()
+    held: Any = worker.plugins[plugin]
+    record: BlockRecord = held.task(held.job, block, ItemTable.from_bytes(rows))
+    worker.log_event(plugin, [key, record.to_json()])
 
 
 def run_plan(
@@ -235,8 +246,8 @@ def run_plan(
 def _open_run(folder: RunFolder, plan: Plan, *, resume: bool) -> None:
     """Start the output anew, or check that it is that of the plan."""
     if not resume:
+        # The map last: what is killed in between can be resumed.
         folder.clear()
-        create_map(folder.output, plan.template())
         folder.create(plan)
     else:
         folder.check_plan(plan)
@@ -303,10 +314,14 @@ class _Driver:
         self.reporter = reporter
         self.summary = summary
         self.waiting: deque[tuple[float, ROI, int]] = deque()
-        self.flying: dict[Future[BlockRecord], tuple[ROI, int]] = {}
+        self.suspects: deque[tuple[ROI, int]] = deque()
+        self.flying: dict[Future[None], tuple[ROI, int]] = {}
+        self.records: dict[str, str] = {}
+        """Records of blocks that are done, by the key of their task, as JSON."""
         self.losses: Counter[str] = Counter()
         self.serial = 0
         self.slots, self.counted = 1, -math.inf
+        self.scheduler = ""
         self.told_waiting = False
         self.plugin = f"bigmap-{uuid.uuid4().hex}"
 
@@ -314,11 +329,12 @@ class _Driver:
         """Send all blocks and wait for them."""
         if not todo:
             return
-        self.client.register_plugin(_JobPlugin(self.plugin, job, task, threads))
         source = iter(todo)
         try:
+            self.client.register_plugin(_JobPlugin(self.plugin, job, task, threads))
+            self.client.subscribe_topic(self.plugin, self._receive)
             self._refill(source)
-            while self.flying or self.waiting:
+            while self.flying or self.waiting or self.suspects:
                 for future in self._wait_for_some():
                     block, attempt = self.flying.pop(future)
                     self._settle(future, block, attempt)
@@ -337,68 +353,92 @@ class _Driver:
             return
         # A cluster that stops too, as it does when a job is cancelled, needs no tidying.
         with contextlib.suppress(CommClosedError, OSError, TimeoutError):
+            self.client.unsubscribe_topic(self.plugin)
             self.client.cancel(list(self.flying))
             self.client.unregister_worker_plugin(self.plugin)
+
+    def _receive(self, event: tuple[float, tuple[str, str]]) -> None:
+        """Keep a record that a worker has sent; called from the client's own thread."""
+        key, record = event[1]
+        self.records[key] = record
 
     def _slots(self) -> int:
         """Return how many blocks the workers run at once; asked anew every few seconds."""
         if time.monotonic() - self.counted < COUNT_WORKERS_S:
             return self.slots
         self.counted = time.monotonic()
-        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        scheduler = self.client.scheduler_info(n_workers=-1)
+        if self.scheduler not in ("", scheduler["id"]):
+            raise CommClosedError("its scheduler was started anew")
+        self.scheduler = scheduler["id"]
+        workers = scheduler["workers"].values()
         if not workers and not self.told_waiting:
             self.reporter.note("the cluster has no worker at present; waiting for one")
         self.told_waiting = not workers
         self.slots = max(1, sum(int(worker["nthreads"]) for worker in workers))
         return self.slots
 
-    def _wait_for_some(self) -> list[Future[BlockRecord]]:
+    def _wait_for_some(self) -> list[Future[None]]:
         """Return the blocks that have come back; none after a while, so that the lease is seen."""
         if not self.flying:
-            time.sleep(min(TICK_S, max(0.0, self.waiting[0][0] - time.monotonic())))
+            next_s = self.waiting[0][0] - time.monotonic() if self.waiting else 0.0
+            time.sleep(min(TICK_S, max(0.0, next_s)))
         elif all(future.status == "pending" for future in self.flying):
             with contextlib.suppress(TimeoutError, CancelledError):
                 wait(list(self.flying), timeout=TICK_S, return_when="FIRST_COMPLETED")
+        if self.client.status != "running":
+            raise CommClosedError("its scheduler has gone")
         return [future for future in self.flying if future.status != "pending"]
 
     def _refill(self, source: Iterator[ROI]) -> None:
-        """Send blocks until enough are in flight; a block that failed waits its turn first."""
+        """Send blocks until enough are in flight."""
         room = IN_FLIGHT_PER_SLOT * self._slots() - len(self.flying)
-        for _ in range(room):
-            if self.waiting and self.waiting[0][0] <= time.monotonic():
-                _, block, attempt = self.waiting.popleft()
-            else:
-                following = next(source, None)
-                if following is None:
-                    return
-                block, attempt = following, 1
-            self.serial += 1
-            future = self.client.submit(
-                _call_task,
-                self.plugin,
-                block,
-                self.plan.rows_of(block),
-                key=f"block-{self.plan.name(block)}-{self.serial}-{self.plugin}",
-                pure=False,
-            )
-            self.flying[future] = (block, attempt)
+        chosen = [each for _ in range(room) if (each := self._choose(source)) is not None]
+        if not chosen and not self.flying and not self.waiting and self.suspects:
+            chosen = [self.suspects.popleft()]
+        if not chosen:
+            return
+        blocks = [block for block, _ in chosen]
+        keys = [f"block-{self.plan.name(block)}-{self._count()}-{self.plugin}" for block in blocks]
+        futures = self.client.map(
+            _call_task,
+            [self.plugin] * len(blocks),
+            keys,
+            blocks,
+            [self.plan.rows_of(block).to_bytes() for block in blocks],
+            key=keys,
+            pure=False,
+        )
+        self.flying.update(zip(futures, chosen, strict=True))
 
-    def _settle(self, future: Future[BlockRecord], block: ROI, attempt: int) -> None:
+    def _choose(self, source: Iterator[ROI]) -> tuple[ROI, int] | None:
+        """Return the next block and its attempt; one that failed goes first when its time comes."""
+        if self.waiting and self.waiting[0][0] <= time.monotonic():
+            _, block, attempt = self.waiting.popleft()
+            return block, attempt
+        following = next(source, None)
+        return None if following is None else (following, 1)
+
+    def _count(self) -> int:
+        """Return a number that no task had before."""
+        self.serial += 1
+        return self.serial
+
+    def _settle(self, future: Future[None], block: ROI, attempt: int) -> None:
         """Record a block, or send it again later if it failed."""
-        if future.status == "finished":
-            self._record(replace(future.result(), attempts=attempt))
+        record = self.records.pop(str(future.key), None)
+        if record is not None:
+            done = BlockRecord.from_dict(json.loads(record))
+            self._record(replace(done, attempts=attempt))
             return
         error = future.exception() if future.status == "error" else None
         if isinstance(error, (LeaseError, ModelError)):
             raise error
-        if error is None and self.client.status != "running":
-            raise CommClosedError("its scheduler has gone")
         name = self.plan.name(block)
         if error is None or isinstance(error, KilledWorker):
             self.losses[name] += 1
             if self.losses[name] < MAX_LOSSES:
-                self.reporter.note(f"block {name}: its worker has left or was lost; sent again")
-                self.waiting.appendleft((time.monotonic(), block, attempt))
+                self._send_again(name, block, attempt)
                 return
         elif attempt < MAX_ATTEMPTS:
             self.reporter.note(f"block {name}: attempt {attempt} failed: {_say(error)}")
@@ -408,6 +448,18 @@ class _Driver:
             LOG.debug("block %s failed", name, exc_info=error)
         now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         self._record(BlockRecord(name, "failed", attempts=attempt, error=_say(error), finished=now))
+
+    def _send_again(self, name: str, block: ROI, attempt: int) -> None:
+        """Send a block again whose worker was lost, by itself if that happened too often."""
+        if self.losses[name] < SUSPECT_LOSSES:
+            self.reporter.note(f"block {name}: its worker has left or was lost; sent again")
+            self.waiting.appendleft((time.monotonic(), block, attempt))
+            return
+        self.reporter.note(
+            f"block {name}: {self.losses[name]} workers have left or were lost while they had it; "
+            "sent again by itself when the others are done"
+        )
+        self.suspects.append((block, attempt))
 
     def _record(self, record: BlockRecord) -> None:
         self.ledger.append(record)
@@ -420,8 +472,8 @@ class _Driver:
 def _say(error: BaseException | None) -> str:
     if error is None or isinstance(error, KilledWorker):
         return (
-            f"{MAX_LOSSES} workers were lost while they had it; give workers more memory or a "
-            "longer walltime, or make blocks smaller"
+            f"{MAX_LOSSES} workers were lost while they had it; raise cluster.memory_gb (or the "
+            "walltime), or lower grid.block_px, dates.max_per_cell or inference.batch_windows"
         )
     if isinstance(error, BigmapError):
         return str(error)

@@ -117,9 +117,12 @@ def create_root(path: str, attributes: Mapping[str, Any], groups: Sequence[str])
 
 
 def has_map(path: str) -> bool:
-    """Tell whether a map has been created at a place."""
-    filesystem, root = fsspec.core.url_to_fs(path)
-    return bool(filesystem.exists(f"{root}/zarr.json"))
+    """Tell whether a map has been created at a place, to the last of its metadata."""
+    try:
+        root = zarr.open_group(open_store(path, read_only=True), mode="r")
+    except (FileNotFoundError, GroupNotFoundError):
+        return False
+    return "multiscales" in root.attrs
 
 
 def _create_level(group: zarr.Group, template: MapTemplate, level: int) -> None:

@@ -19,6 +19,9 @@ SCHEDULER: dict[str, Any] = {
     # driver, which sends its blocks again and counts.
     "distributed.scheduler.work-stealing": False,
     "distributed.scheduler.allowed-failures": 0,
+    # A worker that is not heard of for so long is ended and started anew by its nanny; it is looked
+    # for as often, so that one which hangs holds its blocks for four minutes at most. Our choice.
+    "distributed.scheduler.worker-ttl": "120s",
     "distributed.admin.large-graph-warning-threshold": "100MB",
 }
 ENVIRONMENT = {

@@ -54,7 +54,7 @@ class CountsTasks(SchedulerPlugin):
         self.most = 0
 
     def update_graph(self, scheduler, **kwargs) -> None:
-        self.sent += 1
+        self.sent += len(kwargs["keys"])
         self.most = max(self.most, len(scheduler.tasks))
 
 
