@@ -2,13 +2,14 @@
 
 import sys
 
-from benchmarks import end_to_end, model_table, plan_continent, resampling
+from benchmarks import end_to_end, model_table, plan_continent, resampling, scale
 
 BENCHMARKS = {
     "end_to_end": end_to_end.main,
     "models": model_table.main,
     "plan_continent": plan_continent.main,
     "resampling": resampling.main,
+    "scale": scale.main,
 }
 
 
