@@ -52,5 +52,9 @@ class StoppedError(RunError):
     """A signal asked the run to stop; it can be resumed."""
 
 
+class LostClusterError(RunError):
+    """The cluster has gone under a run; it can be resumed on another."""
+
+
 class LeaseError(OutputError):
     """The output belongs to another run."""

@@ -26,9 +26,9 @@ from bigmap.blocks import BlockJob, run_block
 from bigmap.errors import (
     BigmapError,
     LeaseError,
+    LostClusterError,
     ModelError,
     OutputError,
-    RunError,
     StoppedError,
 )
 from bigmap.grid import ROI
@@ -200,7 +200,7 @@ def run_plan(
     ------
     LeaseError
         If another driver writes this output.
-    RunError
+    LostClusterError
         If the cluster is lost; the run can be resumed.
     """
     reporter = reporter or SilentReporter()
@@ -331,8 +331,8 @@ class _Driver:
             return
         source = iter(todo)
         try:
-            self.client.register_plugin(_JobPlugin(self.plugin, job, task, threads))
             self.client.subscribe_topic(self.plugin, self._receive)
+            self.client.register_plugin(_JobPlugin(self.plugin, job, task, threads))
             self._refill(source)
             while self.flying or self.waiting or self.suspects:
                 for future in self._wait_for_some():
@@ -342,7 +342,7 @@ class _Driver:
                 if self.lease.is_lost:
                     raise LeaseError(f"{self.lease.path}: another run took this output over")
         except (CommClosedError, TimeoutError, OSError) as error:
-            raise RunError(
+            raise LostClusterError(
                 f"the cluster was lost ({str(error) or type(error).__name__}); go on with --resume"
             ) from error
         finally:

@@ -19,7 +19,13 @@ from bigmap.area import read_area
 from bigmap.cli.cluster import app as cluster_app
 from bigmap.cli.models import app as models_app
 from bigmap.config import Recipe, check_lonlat_bbox, load_recipe, parse_recipe
-from bigmap.errors import BigmapError, OutputError, RecipeError, StoppedError
+from bigmap.errors import (
+    BigmapError,
+    LostClusterError,
+    OutputError,
+    RecipeError,
+    StoppedError,
+)
 from bigmap.estimates import describe_clusters, estimate_clusters
 from bigmap.planning import Plan, model_choice, request_scenes
 from bigmap.progress import (
@@ -430,7 +436,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(given or ["--help"], prog_name="bigmap", standalone_mode=False)
-    except StoppedError as error:
+    except (StoppedError, LostClusterError) as error:
         fail(str(error), code=STOPPED)
     except BigmapError as error:
         fail(str(error))

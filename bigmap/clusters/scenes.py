@@ -13,7 +13,7 @@ from typing import Any
 from distributed import CancelledError, Client, Future, WorkerPlugin, get_worker, wait
 from distributed.comm import CommClosedError
 
-from bigmap.errors import BigmapError, RunError
+from bigmap.errors import BigmapError, LostClusterError, RunError
 from bigmap.simulate import SceneRequest, SceneTask, split_tasks, start_pool
 
 MAX_ATTEMPTS = 3
@@ -86,7 +86,7 @@ def render_on(
         client.register_plugin(plugin)
         _drive(client, plugin.name, tasks, threads)
     except (CommClosedError, TimeoutError, OSError) as error:
-        raise RunError(
+        raise LostClusterError(
             f"the cluster was lost while it rendered scenes ({str(error) or type(error).__name__});"
             " start again, what it has written is kept"
         ) from error

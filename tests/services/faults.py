@@ -1,0 +1,370 @@
+"""A small world to break runs in: real drivers and workers as processes, and their pixels."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import yaml
+
+import bigmap
+from bigmap.config import parse_recipe
+from bigmap.ledger import Ledger
+from bigmap.runner import run_plan
+from bigmap.runs import RunFolder
+from tests.integration.local import start_cluster
+from tests.integration.tiny_scenes import write_tiny_scenes
+from tests.services.processes import accepts_connections, free_port, running
+from tests.services.test_run import digest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULE = '''
+import time
+from pathlib import Path
+import torch
+from bigmap.models.small_conv import SmallConvModel
+
+class HungryModel(SmallConvModel):
+    """small-conv, which takes memory until it is killed while a file holds a number above 0."""
+
+    def __init__(self, *, upscale: int = 2, meals: str = "") -> None:
+        super().__init__(upscale=upscale)
+        self.meals = Path(meals)
+
+    def forward(self, reflectance, dates, clear):
+        meals = int(self.meals.read_text())
+        if meals:
+            self.meals.write_text(str(meals - 1))
+            eaten = []
+            for _ in range(40):
+                eaten.append(torch.ones(25_000_000))
+                time.sleep(0.05)
+        return super().forward(reflectance, dates, clear)
+'''
+PATIENCE_S = 10
+START = (
+    "import bigmap.clusters.settings as settings\n"
+    f"settings.SCHEDULER['distributed.scheduler.worker-ttl'] = '{PATIENCE_S}s'\n"
+    "from bigmap.cli import main\nmain()"
+)
+"""``bigmap`` with less patience for workers that hang."""
+
+
+def make_raw(folder: Path, output: Path, **changes) -> dict:
+    return {
+        "name": "faults", "area": {"bbox": [2.05, 41.7, 2.6, 42.0]},
+        "grid": {
+            "crs": "EPSG:3035", "gsd_m": 100, "core_px": 64, "cell_px": 64, "block_px": 64,
+            "shard_px": 128, "chunk_px": 64,
+        },
+        "source": {
+            "kind": "files", "files": [str(folder / "scenes" / "items.json")],
+            "start": "2024-05-01", "end": "2024-05-31",
+        },
+        "model": {"name": "small-conv", "options": {"upscale": 2}},
+        "output": {"path": str(output), "overviews": 1},
+        "cluster": {"workers": 2, "blocks_per_worker": 1, "memory_gb": 3}, **changes,
+    }  # fmt: skip
+
+
+@dataclass
+class World:
+    """A folder with scenes, and what a map of them holds when nothing is disturbed."""
+
+    folder: Path
+    expected: dict[str, str] = field(default_factory=dict)
+    blocks: int = 0
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    """Of the table: fault, how often, how it ended, seconds."""
+
+    @classmethod
+    def make(cls, folder: Path) -> World:
+        write_tiny_scenes(folder / "scenes", pixel_m=300)
+        metadata = folder / "packages" / "bigmap_hungry-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata.parent / "bigmap_hungry.py").write_text(MODULE)
+        (metadata / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: bigmap-hungry\nVersion: 1.0\n"
+        )
+        (metadata / "entry_points.txt").write_text(
+            "[bigmap.models]\nhungry = bigmap_hungry:HungryModel\n"
+        )
+        world = cls(folder)
+        raw = make_raw(folder, folder / "undisturbed.zarr")
+        with start_cluster() as (_, client):
+            summary = run_plan(bigmap.plan(parse_recipe(raw)), client)
+        assert summary.exit_code == 0
+        world.expected = digest(str(folder / "undisturbed.zarr"))
+        world.blocks = summary.planned
+        return world
+
+    def tell(self, fault: str, times: int, end: str, seconds: float) -> None:
+        """Add a line to the table, of a run that ended with the bytes of the undisturbed one."""
+        self.rows.append((fault, str(times), end, f"{seconds:.0f}"))
+
+
+class Driver:
+    """``bigmap run --resume`` as a process."""
+
+    def __init__(self, world: World, output: Path, **changes) -> None:
+        self.world, self.output = world, output
+        recipe = world.folder / f"{output.stem}.yaml"
+        recipe.write_text(yaml.safe_dump(make_raw(world.folder, output, **changes)))
+        self.log = world.folder / f"{output.stem}.log"
+        self.bigmap = ["-m", "bigmap.cli"]
+        self.options = ["run", str(recipe), "--resume"]
+
+    def start(self, *options: str) -> Driver:
+        path = f"{self.world.folder / 'packages'}:{ROOT}"
+        with self.log.open("a") as log:
+            self.process = psutil.Popen(
+                [sys.executable, *self.bigmap, *self.options, *options],
+                cwd=self.world.folder, stdout=log, stderr=log,
+                env={**os.environ, "PYTHONPATH": path},
+            )  # fmt: skip
+        return self
+
+    def workers(self) -> list[psutil.Process]:
+        """Return the worker processes of a local cluster."""
+        found = []
+        for child in self.process.children(recursive=True):
+            try:
+                words = " ".join(child.cmdline())
+            except psutil.NoSuchProcess:
+                continue
+            # The dask worker's own children, if any, are none.
+            if "spawn_main" in words and child.ppid() == self.process.pid:
+                found.append(child)
+        return found
+
+    def recorded(self) -> int:
+        folder = RunFolder(str(self.output))
+        if not folder.exists():
+            return 0
+        try:
+            return len(Ledger(folder.path).latest())
+        except FileNotFoundError:  # Compacted at this moment.
+            return self.recorded()
+
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def wait_until(self, is_so: Callable[[], bool], *, limit_s: float = 90) -> None:
+        deadline = time.monotonic() + limit_s
+        while not is_so():
+            assert self.is_running(), self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.05)
+
+    def finish(self, *, limit_s: float = 240) -> int:
+        try:
+            return self.process.wait(limit_s)
+        except psutil.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"still running\n{self.said()}") from None
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def last_line(self) -> str:
+        return self.said().strip().splitlines()[-1]
+
+    def check(self) -> None:
+        """See that the map is that of an undisturbed run, with nothing lost and nothing left."""
+        assert digest(str(self.output)) == self.world.expected
+        records = Ledger(RunFolder(str(self.output)).path).latest()
+        assert len(records) == self.world.blocks
+        assert {record.state for record in records.values()} <= {"done", "empty"}
+        left = [file for file in self.output.rglob("*") if "partial" in file.name]
+        assert not left, left
+
+
+def kill_workers(world: World, times: int, rng: random.Random, *, most: int = 5) -> None:
+    """Kill workers at random moments, a few in each run."""
+    start, left, runs = time.monotonic(), times, 0
+    while left:
+        driver = Driver(world, world.folder / f"workers-{runs}.zarr").start()
+        runs += 1
+        driver.wait_until(lambda driver=driver: driver.recorded() > 0)
+        killed = 0
+        while left and killed < most:
+            time.sleep(rng.uniform(0, 2))
+            workers = driver.workers()
+            if not driver.is_running():
+                break
+            if workers:
+                rng.choice(workers).kill()
+                killed, left = killed + 1, left - 1
+        assert driver.finish() == 0, driver.said()
+        driver.check()
+    world.tell("SIGKILL of a worker", times, f"done, in {runs} runs", time.monotonic() - start)
+
+
+def kill_drivers(world: World, times: int, rng: random.Random) -> None:
+    """Kill drivers at random moments, and resume each time."""
+    start, done, runs = time.monotonic(), 0, 0
+    while done < times:
+        driver = Driver(world, world.folder / f"drivers-{runs}.zarr")
+        runs += 1
+        while True:
+            before = driver.recorded()
+            driver.start()
+            if done < times:
+                # Every third one soon after its start: while it plans or makes the map.
+                if done % 3:
+                    driver.wait_until(
+                        lambda driver=driver, before=before: driver.recorded() > before
+                    )
+                    time.sleep(rng.uniform(0, 0.5))
+                else:
+                    time.sleep(rng.uniform(2, 8))
+                if driver.is_running():
+                    workers = driver.workers()
+                    driver.process.send_signal(signal.SIGKILL)
+                    driver.process.wait()
+                    done += 1
+                    _gone, alive = psutil.wait_procs(workers, timeout=30)
+                    assert not alive, "workers of a dead driver go too"
+                    continue
+            assert driver.finish() == 0, driver.said()
+            break
+        driver.check()
+    world.tell("SIGKILL of the driver, then --resume", times, f"done, in {runs} maps",
+               time.monotonic() - start)  # fmt: skip
+
+
+@contextmanager
+def start_scheduler(world: World) -> Iterator[tuple[str, int]]:
+    """Start a scheduler and two workers, each a process; yields address and the former's id."""
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    env = {"PYTHONPATH": str(ROOT)}
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1"]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1",
+              "--memory-limit", "3GB", "--host", "127.0.0.1", "--no-dashboard",
+              "--death-timeout", "20"]  # fmt: skip
+    with ExitStack() as stack:
+        scheduler = stack.enter_context(
+            running([*dask, "--port", str(port), "--no-dashboard"], env=env, log=world.folder / "s",
+                    ready=lambda: accepts_connections(port))
+        )  # fmt: skip
+        for name in "ab":
+            stack.enter_context(
+                running(worker, log=world.folder / name, ready=lambda: True, env=env)
+            )
+        yield address, scheduler.pid
+
+
+def kill_scheduler(world: World, rng: random.Random) -> float:
+    """Kill the scheduler of an existing cluster; return how long the driver took to end."""
+    start = time.monotonic()
+    output = world.folder / "scheduler.zarr"
+    for is_first in (True, False):
+        with start_scheduler(world) as (address, pid):
+            driver = Driver(world, output, cluster={"kind": "existing", "address": address}).start()
+            if is_first:
+                driver.wait_until(lambda driver=driver: driver.recorded() > 0)
+                time.sleep(rng.uniform(0, 1))
+                os.kill(pid, signal.SIGKILL)
+                killed = time.monotonic()
+                assert driver.finish(limit_s=90) == 75, driver.said()
+                ended_s = time.monotonic() - killed
+                assert "Traceback" not in driver.said()
+                assert "bigmap: the cluster was lost" in driver.last_line()
+                assert 0 < driver.recorded() < world.blocks
+            else:
+                assert driver.finish() == 0, driver.said()
+    driver.check()
+    world.tell("SIGKILL of the scheduler of an existing cluster", 1,
+               f"exit 75 after {ended_s:.0f} s; resumed on a new one",
+               time.monotonic() - start)  # fmt: skip
+    return ended_s
+
+
+def starve_worker(world: World, *, meals: int, name: str) -> None:
+    """Have blocks take all the memory of their workers, so often."""
+    start = time.monotonic()
+    file = world.folder / name
+    file.write_text(str(meals))
+    driver = Driver(
+        world, world.folder / f"{name}.zarr",
+        model={"name": "hungry", "options": {"upscale": 2, "meals": str(file)}},
+        cluster={"workers": 1, "blocks_per_worker": 1, "memory_gb": 1.5},
+    )  # fmt: skip
+    if meals < 10:
+        assert driver.start().finish() == 0, driver.said()
+        end = "done again"
+    else:
+        assert driver.start("--limit", "1").finish() == 3, driver.said()
+        assert "workers were lost while they had it; raise cluster.memory_gb" in driver.said()
+        assert int(file.read_text()) == meals - 10
+        file.write_text("0")
+        assert driver.start().finish() == 0, driver.said()
+        end = "exit 3 naming the block and cluster.memory_gb; done with --resume"
+    assert int(file.read_text()) == 0
+    driver.check()
+    world.tell("worker out of memory", min(meals, 10), end, time.monotonic() - start)
+
+
+def stop_worker(world: World, rng: random.Random) -> None:
+    """Let a worker hang, as SIGSTOP does."""
+    start = time.monotonic()
+    driver = Driver(world, world.folder / "hangs.zarr")
+    driver.bigmap = ["-c", START]
+    driver.start()
+    driver.wait_until(lambda: driver.recorded() > 0 and len(driver.workers()) == 2)
+    worker = rng.choice(driver.workers())
+    worker.send_signal(signal.SIGSTOP)
+    assert driver.finish() == 0, driver.said()
+    assert not worker.is_running()
+    driver.check()
+    world.tell(f"worker that hangs (SIGSTOP; waited for {PATIENCE_S} s, not 120)", 1,
+               "ended and replaced", time.monotonic() - start)  # fmt: skip
+
+
+def fill_disk(world: World) -> None:
+    """Let the disk of the output be too small, then larger."""
+    start = time.monotonic()
+    place = world.folder / "disk"
+    place.mkdir()
+    mount = shutil.which("mount") or "/usr/bin/mount"
+    subprocess.run([mount, "-t", "tmpfs", "-o", "size=900k", "tmpfs", place], check=True)
+    try:
+        driver = Driver(world, place / "full.zarr").start()
+        code = driver.finish()
+        assert code in {2, 3}, driver.said()
+        assert "No space left on device" in driver.said()
+        assert "Traceback" not in driver.said()
+        assert driver.recorded() < world.blocks
+        subprocess.run([mount, "-o", "remount,size=64m", place], check=True)
+        assert driver.start().finish() == 0, driver.said()
+        driver.check()
+    finally:
+        subprocess.run(["umount", place], check=True)
+    world.tell("disk full at the output, then freed", 1, f"exit {code} with its reason; resumed",
+               time.monotonic() - start)  # fmt: skip
+
+
+def start_second_driver(world: World) -> None:
+    """Start another driver on an output that is being written."""
+    start = time.monotonic()
+    driver = Driver(world, world.folder / "two.zarr").start()
+    driver.wait_until(lambda: driver.recorded() > 0)
+    other = Driver(world, world.folder / "two.zarr")
+    other.log = world.folder / "second.log"
+    assert other.start().finish() == 2, other.said()
+    assert f"another run (process {driver.process.pid} on" in other.last_line()
+    assert driver.finish() == 0, driver.said()
+    driver.check()
+    world.tell("second driver on one output", 1, "refused with exit 2; the first goes on",
+               time.monotonic() - start)  # fmt: skip
