@@ -88,16 +88,15 @@ class Marks(SilentReporter):
         self.out.write_text(json.dumps(self.marks))
 
 
-def make_plan(folder: Path, blocks: int) -> Plan:
+def make_plan(folder: Path) -> Plan:
     """Plan a map of tiny blocks, more than are wanted."""
     items = folder / "scenes" / "items.json"
     if not items.exists():
         write_tiny_scenes(items.parent)
-    side_px = 32 if blocks > 30_000 else 64
     return bigmap.plan(parse_recipe({
         "name": "scale", "area": {"bbox": [2.0, 41.0, 3.5, 42.1]},
         "grid": {"crs": "EPSG:25831", "gsd_m": 10, "core_px": 8, "cell_px": 8,
-                 "block_px": side_px, "shard_px": 8, "chunk_px": 8},
+                 "block_px": 32, "shard_px": 8, "chunk_px": 8},
         "source": {"kind": "files", "files": [str(items)], "start": "2024-05-01",
                    "end": "2024-05-31"},
         "model": {"name": "ndvi", "options": {"upscale": 1}},
@@ -107,7 +106,7 @@ def make_plan(folder: Path, blocks: int) -> Plan:
 
 def drive(folder: str, blocks: int, kill_at: int, *, resume: bool) -> None:
     """Run in this process, which is driver and scheduler, with one worker process."""
-    plan = make_plan(Path(folder), blocks)
+    plan = make_plan(Path(folder))
     marks = Marks(Path(folder) / "marks.json", kill_at)
     with open_cluster(LocalCluster(workers=1, blocks_per_worker=SLOTS, memory_gb=4)) as client:
         summary = run_plan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import dask
@@ -17,13 +17,12 @@ from bigmap.errors import ClusterError
 @contextmanager
 def start_local(*, workers: int, blocks: int, memory_gb: float) -> Iterator[LocalCluster]:
     """Start worker processes of this machine; all of it listens on loopback only."""
-    with (
-        dask.config.set(local_config()),
-        LocalCluster(
+    with dask.config.set(local_config()):
+        cluster = LocalCluster(
             n_workers=workers, processes=True, **_common_options(blocks, memory_gb)
-        ) as cluster,
-    ):
-        yield cluster
+        )
+        with _closing(cluster):
+            yield cluster
 
 
 @contextmanager
@@ -52,8 +51,18 @@ def start_cuda(settings: LocalCudaCluster, *, memory_gb: float) -> Iterator[Loca
             if not type(error).__module__.startswith("pynvml"):
                 raise
             raise _explain_cuda(error) from error
-        with cluster:
+        with _closing(cluster):
             yield cluster
+
+
+@contextmanager
+def _closing(cluster: LocalCluster) -> Iterator[None]:
+    """Close a cluster; a worker that takes too long to end, on a busy machine, fails no run."""
+    try:
+        yield
+    finally:
+        with suppress(TimeoutError):
+            cluster.close()
 
 
 def cuda_options(settings: LocalCudaCluster, *, memory_gb: float) -> dict[str, Any]:
