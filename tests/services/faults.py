@@ -360,9 +360,13 @@ def start_second_driver(world: World) -> None:
     start = time.monotonic()
     driver = Driver(world, world.folder / "two.zarr").start()
     driver.wait_until(lambda: driver.recorded() > 0)
+    # The first waits, so that it has not finished before the second has started.
+    driver.process.send_signal(signal.SIGSTOP)
     other = Driver(world, world.folder / "two.zarr")
     other.log = world.folder / "second.log"
-    assert other.start().finish() == 2, other.said()
+    code = other.start().finish()
+    driver.process.send_signal(signal.SIGCONT)
+    assert code == 2, other.said()
     assert f"another run (process {driver.process.pid} on" in other.last_line()
     assert driver.finish() == 0, driver.said()
     driver.check()
