@@ -32,6 +32,14 @@ class ModelError(BigmapError):
     """A model is unknown, or its weights or options do not fit it."""
 
 
+class SamplesError(BigmapError):
+    """Labels or chips are wrong, missing, or do not fit the model."""
+
+
+class TrainingError(BigmapError):
+    """Training cannot start or go on; its message says what to do."""
+
+
 class PlanError(BigmapError):
     """The plan cannot work: it does not fit in memory, or covers nothing."""
 
