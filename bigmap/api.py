@@ -18,11 +18,18 @@ from bigmap.planning import Plan, make_plan
 from bigmap.progress import StageProgress
 from bigmap.runner import Reporter, RunSummary, SilentReporter, run_plan
 from bigmap.runs import RunFolder, check_output
+from bigmap.samples import (
+    ExtractSummary,
+    check_place,
+    extract_chips,
+    plan_samples,
+    recipe_of_samples,
+)
 from bigmap.staging import JOBS, StageSummary, read_staged, stage_plan, use_staged
 from bigmap.store import open_map
 from bigmap.zones import ZonePlans, is_utm, plan_zones, run_zones
 
-__all__ = ["load_recipe", "open_cube", "open_map", "plan", "predict", "run", "stage"]
+__all__ = ["extract", "load_recipe", "open_cube", "open_map", "plan", "predict", "run", "stage"]
 
 SMALLEST_CUBE_PX = 1
 
@@ -153,6 +160,50 @@ def stage(
         If the recipe cannot work, or the folder cannot hold the scenes.
     """
     return stage_plan(make_plan(recipe), Path(folder), whole=whole, jobs=jobs, reporter=reporter)
+
+
+def extract(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    limit: int | None = None,
+    reporter: Reporter | None = None,
+) -> ExtractSummary:
+    """Cut the training chips of a recipe on its cluster.
+
+    Parameters
+    ----------
+    recipe
+        Its ``samples`` say what to cut; area, grid, source and model's bands are those of the map.
+    resume
+        Go on with the extraction at ``samples.path`` if there is one.
+    overwrite
+        Start anew even if ``samples.path`` exists.
+    limit
+        Cut so many blocks only, for a trial.
+    reporter
+        Shows progress; by default nothing is shown.
+
+    Raises
+    ------
+    BigmapError
+        If the recipe cannot work, labels cannot be used, or the place is taken.
+    """
+    reporter = reporter or SilentReporter()
+    of_samples = recipe_of_samples(recipe)
+    resuming = check_place(of_samples, resume=resume, overwrite=overwrite)
+    items = RunFolder(of_samples.output.path).read_items() if resuming else None
+    with Cluster(of_samples, note=reporter.note) as cluster:
+        prepared = plan_samples(make_plan(of_samples, catalogue=items, render=cluster.render))
+        return extract_chips(
+            prepared,
+            cluster.client,
+            resume=resuming,
+            limit=limit,
+            threads=threads_per_worker(of_samples),
+            reporter=reporter,
+        )
 
 
 def open_cube(

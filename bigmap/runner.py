@@ -22,13 +22,14 @@ from distributed import CancelledError, Client, Future, WorkerPlugin, get_worker
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
-from bigmap.blocks import BlockJob, run_block
+from bigmap.blocks import run_block
 from bigmap.errors import (
     BigmapError,
     LeaseError,
     LostClusterError,
     ModelError,
     OutputError,
+    SamplesError,
     StoppedError,
 )
 from bigmap.grid import ROI
@@ -64,7 +65,8 @@ FINAL_STATES = ("done", "empty")
 REDO_STATES = ("failed", "degraded")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-BlockTask = Callable[[BlockJob, ROI, Sequence[ItemRow]], BlockRecord]
+BlockTask = Callable[[Any, ROI, Sequence[ItemRow]], BlockRecord]
+"""Does one block with the job that all blocks share."""
 
 
 class Reporter(Protocol):
@@ -135,7 +137,7 @@ class RunSummary:
 class _JobPlugin(WorkerPlugin):
     """Brings the job to every worker once, also to those that come later."""
 
-    def __init__(self, name: str, job: BlockJob, task: BlockTask, threads: int) -> None:
+    def __init__(self, name: str, job: Any, task: BlockTask, threads: int) -> None:
         self.name = name
         self.job = job
         self.task = task
@@ -220,7 +222,7 @@ def run_plan(
         todo = todo[:limit]
         planned = len(recorded.keys() | {plan.name(block) for block in todo})
         summary = RunSummary(planned=planned)
-        driver = _Driver(plan, client, ledger, lease, reporter, summary)
+        driver = BlockDriver(plan, client, ledger, lease, reporter, summary)
         started = time.perf_counter()
         reporter.start(plan, len(todo), Counter(record.state for record in recorded.values()))
         try:
@@ -300,7 +302,7 @@ def _shards_of(records: Iterable[BlockRecord]) -> Iterator[ShardKey]:
     return (ShardKey(*shard) for record in records for shard in record.shards)
 
 
-class _Driver:
+class BlockDriver:
     """Keeps a bounded number of blocks in flight and records what becomes of them."""
 
     def __init__(
@@ -325,7 +327,7 @@ class _Driver:
         self.told_waiting = False
         self.plugin = f"bigmap-{uuid.uuid4().hex}"
 
-    def drive(self, todo: Sequence[ROI], job: BlockJob, task: BlockTask, threads: int) -> None:
+    def drive(self, todo: Sequence[ROI], job: Any, task: BlockTask, threads: int) -> None:
         """Send all blocks and wait for them."""
         if not todo:
             return
@@ -432,7 +434,7 @@ class _Driver:
             self._record(replace(done, attempts=attempt))
             return
         error = future.exception() if future.status == "error" else None
-        if isinstance(error, (LeaseError, ModelError)):
+        if isinstance(error, (LeaseError, ModelError, SamplesError)):
             raise error
         name = self.plan.name(block)
         if error is None or isinstance(error, KilledWorker):

@@ -189,7 +189,7 @@ class RunFolder:
             filesystem.rm(root, recursive=True)
         filesystem, root = fsspec.core.url_to_fs(self.path)
         names = ["recipe.yaml", "plan.json", "area.json", "items.parquet", "overviews.json"]
-        for name in [*names, "ledger", *self._zone_folders()]:
+        for name in [*names, "ledger", "parts", *self._zone_folders()]:
             if filesystem.exists(f"{root}/{name}"):
                 filesystem.rm(f"{root}/{name}", recursive=True)
 

@@ -18,12 +18,21 @@ from bigmap import api, simulate
 from bigmap.area import read_area
 from bigmap.cli.cluster import app as cluster_app
 from bigmap.cli.models import app as models_app
-from bigmap.config import Recipe, check_lonlat_bbox, load_recipe, parse_recipe
+from bigmap.cli.options import (
+    BboxOption,
+    ClusterOption,
+    JsonOption,
+    RecipeArgument,
+    SetOption,
+    SourceOption,
+    read_recipe,
+)
+from bigmap.cli.samples import register as register_samples
+from bigmap.config import Recipe
 from bigmap.errors import (
     BigmapError,
     LostClusterError,
     OutputError,
-    RecipeError,
     StoppedError,
 )
 from bigmap.estimates import describe_clusters, estimate_clusters
@@ -54,26 +63,7 @@ app = typer.Typer(
 
 app.add_typer(models_app, name="models")
 app.add_typer(cluster_app, name="cluster")
-
-RecipeArgument = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
-SetOption = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the recipe.")
-]
-BboxOption = Annotated[
-    str | None,
-    typer.Option("--bbox", metavar="W,S,E,N", help="Only inside this box, in degrees."),
-]
-SourceOption = Annotated[
-    str | None,
-    typer.Option("--source", metavar="simulated", help="Use simulated scenes instead."),
-]
-ClusterOption = Annotated[
-    str | None,
-    typer.Option(
-        "--cluster", metavar="FILE", help="Cluster file, or its name: slurm-cpu, local-cuda."
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+register_samples(app)
 
 
 @app.command("plan", epilog="Example: bigmap plan recipes/catalonia.yaml --bbox 1.0,41.6,1.2,41.8")
@@ -250,39 +240,6 @@ def simulate_command(
         max_bytes=int(max_gb * 1e9),
     )
     show_world(Console(highlight=False, soft_wrap=True), world, request)
-
-
-def read_recipe(
-    path: Path,
-    settings: list[str],
-    bbox: str | None,
-    source: str | None,
-    *,
-    cluster: str | None = None,
-) -> Recipe:
-    """Load a recipe and apply the options that all commands share."""
-    if source not in (None, "simulated"):
-        raise RecipeError(f"--source {source}: only simulated can be asked for here")
-    recipe = load_recipe(path, settings, simulated=source is not None, cluster=cluster)
-    if bbox is None:
-        return recipe
-    raw = recipe.model_dump(mode="json")
-    raw["area"]["clip_bbox"] = parse_bbox(bbox)
-    return parse_recipe(raw, origin=str(path))
-
-
-def parse_bbox(text: str) -> list[float]:
-    """Read west,south,east,north in degrees."""
-    try:
-        values = [float(value) for value in text.split(",")]
-        if len(values) != 4:
-            raise ValueError("four numbers are needed")
-        check_lonlat_bbox(values)
-    except ValueError as error:
-        raise RecipeError(
-            f"--bbox {text!r}: write it as west,south,east,north in degrees ({error})"
-        ) from None
-    return values
 
 
 def check_new_folder(folder: Path) -> None:

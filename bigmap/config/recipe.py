@@ -3,9 +3,9 @@
 This module is the only reader of YAML. Units stand in the names of the fields, unknown
 fields are refused, and a wrong value gives one sentence that names the field.
 
-Paths of inputs (``area.file``, ``source.files``, ``model.weights``, certificates of a cluster) are
-relative to the folder of the file that names them; ``output.path`` is relative to the current
-folder.
+Paths of inputs (``area.file``, ``source.files``, ``model.weights``, labels, certificates of a
+cluster) are relative to the folder of the file that names them; ``output.path``, ``samples.path``
+and ``training.weights`` are relative to the current folder.
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ PATH_FIELDS = (
     ("source", "cache"),
     ("model", "weights"),
     *(("cluster", field) for field in CLUSTER_PATHS),
+    ("samples", "labels", "file"),
+    ("samples", "labels", "files"),
+    ("samples", "target", "files"),
+    ("samples", "split", "file"),
 )
 CLUSTER_FOLDER = Path("cluster")
 NAMED_CLUSTERS = ("local", "local-cuda")
@@ -563,13 +567,11 @@ def list_clusters() -> dict[str, str]:
 
 def _resolve_paths(raw: dict[str, Any], file: Path) -> None:
     """Take relative paths from the folder of their file; absolute ones stay."""
-    for part, field in PATH_FIELDS:
-        section = raw.get(part)
-        if isinstance(section, dict) and field in section:
-            try:
-                section[field] = _resolve(section[field], file.parent)
-            except (OSError, RuntimeError, ValueError) as error:
-                raise RecipeError(f"{file}: {part}.{field}: is not a path ({error})") from None
+    for field in PATH_FIELDS:
+        try:
+            _resolve_field(raw, field, file.parent)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise RecipeError(f"{file}: {'.'.join(field)}: is not a path ({error})") from None
 
 
 def parse_recipe(raw: Mapping[str, Any], *, origin: str = "recipe") -> Recipe:
@@ -696,6 +698,11 @@ UNION_TAGS = {
     "source": ("stac-api", "files", "static-catalog", "simulated"),
     "mask": ("scl", "binary", "probability", "none"),
     "cluster": ("local", "local-cuda", "slurm", "existing"),
+    "labels": ("vector", "raster", "simulated"),
+    "target": ("downsampled", "sensor"),
+    "split": ("cells", "polygons", "within-scene", "scenes"),
+    "objective": ("segmentation", "dual", "end-to-end", "image"),
+    "schedule": ("constant", "cosine", "plateau", "step"),
 }
 
 

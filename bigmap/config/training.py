@@ -165,6 +165,10 @@ class SamplesConfig(Part):
     def _check(self) -> SamplesConfig:
         if self.labels is None and self.target is None:
             raise ValueError("give labels, a target, or both")
+        if self.balance == "classes" and (self.max_chips is None or self.labels is None):
+            raise ValueError("balance: classes draws chips by their labels; give max_chips too")
+        if self.min_dates > self.max_dates:
+            raise ValueError(f"min_dates {self.min_dates} is more than max_dates {self.max_dates}")
         return self
 
 

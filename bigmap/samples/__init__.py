@@ -1,0 +1,24 @@
+"""Recipe + labels -> training chips, cut on the map's own lattice from the map's own cubes."""
+
+from bigmap.samples.extraction import (
+    ExtractSummary,
+    SamplesPlan,
+    check_place,
+    extract_chips,
+    plan_samples,
+    recipe_of_samples,
+)
+from bigmap.samples.joining import Counts
+from bigmap.samples.splits import SplitAreas, make_splits
+
+__all__ = [
+    "Counts",
+    "ExtractSummary",
+    "SamplesPlan",
+    "SplitAreas",
+    "check_place",
+    "extract_chips",
+    "make_splits",
+    "plan_samples",
+    "recipe_of_samples",
+]
