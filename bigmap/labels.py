@@ -496,5 +496,5 @@ def _bounds_of(geobox: GeoBox) -> Bounds:
 
 
 def _centre_of(geobox: GeoBox, row: int, col: int) -> tuple[float, float]:
-    x, y = geobox.transform * (col + 0.5, row + 0.5)
+    x, y = geobox.pix2wld(col + 0.5, row + 0.5)
     return float(x), float(y)

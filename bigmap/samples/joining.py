@@ -86,7 +86,7 @@ def join_chips(
     table, refused = _read_index(folder, index_keys)
     places, order, left_out = _choose(table, chips, samples)
     counts = _count(template, places, refused, left_out)
-    _check(template, counts)
+    _check(template, counts, chips)
     tiles, positions = table["tile"][order], table["position"][order]
     facts = {
         "complete": False,
@@ -197,7 +197,10 @@ def _count(
     )
 
 
-def _check(template: ChipTemplate, counts: Counts) -> None:
+def _check(template: ChipTemplate, counts: Counts, chips: ChipLattice) -> None:
+    """Refuse a set that cannot be trained on, unless its split leaves training out by intent."""
+    if chips.splits.areas[0].is_empty:
+        return
     if not counts.chips["train"]:
         held = ", ".join(f"{count} {split}" for split, count in counts.chips.items() if count)
         raise SamplesError(
@@ -217,7 +220,8 @@ def _statistics(
     table: Mapping[str, npt.NDArray[Any]], order: npt.NDArray[np.intp], places: ChipPlaces
 ) -> dict[str, list[float]]:
     """Return mean and deviation of each band over the clear pixels of the training split."""
-    train = order[places.split == 0]
+    # A set for tests alone is described by all its chips; nothing is trained on it.
+    train = order[places.split == 0] if (places.split == 0).any() else order
     pixels = max(1, int(table["clear_px"][train].sum()))
     mean = table["band_sum"][train].sum(axis=0) / pixels
     variance = table["band_squares"][train].sum(axis=0) / pixels - mean**2
