@@ -1,6 +1,16 @@
 """Maps of any area from Sentinel-2, super-resolved and segmented, on Dask."""
 
-from bigmap.api import extract, load_recipe, open_cube, open_map, plan, predict, run, stage
+from bigmap.api import (
+    extract,
+    load_recipe,
+    open_cube,
+    open_map,
+    plan,
+    predict,
+    run,
+    stage,
+    train,
+)
 from bigmap.errors import BigmapError
 
 __all__ = [
@@ -13,4 +23,5 @@ __all__ = [
     "predict",
     "run",
     "stage",
+    "train",
 ]

@@ -27,9 +27,20 @@ from bigmap.samples import (
 )
 from bigmap.staging import JOBS, StageSummary, read_staged, stage_plan, use_staged
 from bigmap.store import open_map
+from bigmap.training import TrainingReporter, TrainingSummary, train_recipe
 from bigmap.zones import ZonePlans, is_utm, plan_zones, run_zones
 
-__all__ = ["extract", "load_recipe", "open_cube", "open_map", "plan", "predict", "run", "stage"]
+__all__ = [
+    "extract",
+    "load_recipe",
+    "open_cube",
+    "open_map",
+    "plan",
+    "predict",
+    "run",
+    "stage",
+    "train",
+]
 
 SMALLEST_CUBE_PX = 1
 
@@ -204,6 +215,44 @@ def extract(
             threads=threads_per_worker(of_samples),
             reporter=reporter,
         )
+
+
+def train(
+    recipe: Recipe,
+    *,
+    processes: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: TrainingReporter | None = None,
+) -> TrainingSummary:
+    """Train the recipe's model on its samples.
+
+    Parameters
+    ----------
+    recipe
+        Its ``model``, ``samples`` and ``training`` count.
+    processes
+        On this machine; by default one for each GPU, or one.
+    resume
+        Go on with the run beside ``training.weights`` if there is one.
+    overwrite
+        Start anew even if there are weights or a run.
+    reporter
+        Shows progress; by default nothing is shown.
+
+    Returns
+    -------
+    TrainingSummary
+        Scores and speed; ``exit_code`` is that of ``bigmap train``.
+
+    Raises
+    ------
+    BigmapError
+        If the recipe cannot work, or the place of the weights is taken.
+    """
+    return train_recipe(
+        recipe, processes=processes, resume=resume, overwrite=overwrite, reporter=reporter
+    )
 
 
 def open_cube(

@@ -40,6 +40,14 @@ class TrainingError(BigmapError):
     """Training cannot start or go on; its message says what to do."""
 
 
+class LostRankError(TrainingError):
+    """One of the processes that train together has gone; training can be resumed."""
+
+
+class StoppedTrainingError(TrainingError):
+    """A signal asked training to stop; it can be resumed."""
+
+
 class PlanError(BigmapError):
     """The plan cannot work: it does not fit in memory, or covers nothing."""
 

@@ -28,10 +28,12 @@ from bigmap.cli.options import (
     read_recipe,
 )
 from bigmap.cli.samples import register as register_samples
+from bigmap.cli.train import train_command
 from bigmap.config import Recipe
 from bigmap.errors import (
     BigmapError,
     LostClusterError,
+    LostRankError,
     OutputError,
     StoppedError,
 )
@@ -64,6 +66,9 @@ app = typer.Typer(
 app.add_typer(models_app, name="models")
 app.add_typer(cluster_app, name="cluster")
 register_samples(app)
+app.command("train", epilog="Example: bigmap train recipes/spinet.yaml --processes 2")(
+    train_command
+)
 
 
 @app.command("plan", epilog="Example: bigmap plan recipes/catalonia.yaml --bbox 1.0,41.6,1.2,41.8")
@@ -393,7 +398,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(given or ["--help"], prog_name="bigmap", standalone_mode=False)
-    except (StoppedError, LostClusterError) as error:
+    except (StoppedError, LostClusterError, LostRankError) as error:
         fail(str(error), code=STOPPED)
     except BigmapError as error:
         fail(str(error))

@@ -86,6 +86,11 @@ class FeatureAffinity(nn.Module):
         pairs = (kept.sum(dim=1) ** 2).sum()
         return total / pairs.clamp(min=1)
 
+    def count_pairs(self, valid: Tensor) -> Tensor:
+        """Count the pairs that a comparison is the mean of; features and mask have one size."""
+        kept = self._pool_mask(valid, valid.shape[-2:])
+        return (kept.sum(dim=1) ** 2).sum()
+
     def _pool_mask(self, valid: Tensor, shape: torch.Size) -> Tensor:
         """Tell which squares are valid throughout, bool (batch, square)."""
         factor = valid.shape[-2] // shape[0]

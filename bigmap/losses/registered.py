@@ -83,10 +83,28 @@ class RegisteredLoss(nn.Module):
         torch.Tensor
             The loss over valid pixels inside the border.
         """
-        matched = self._match(image, target)
-        shifts_px = self._estimate(matched, target, valid)
-        inside = valid & erode_mask(torch.ones_like(valid), self.border_px)
+        matched, shifts_px, inside = self.register(image, target, valid=valid)
         return self.loss(self.shift(matched, shifts_px), target, valid=inside)
+
+    def register(
+        self, image: Tensor, target: Tensor, *, valid: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Find out how an image lies on its reference.
+
+        Parameters
+        ----------
+        image, target, valid
+            As for the loss.
+
+        Returns
+        -------
+        matched, shifts_px, inside
+            The image on the reference's grid in its colours; by how much it is to be shifted,
+            (batch, 2); and the valid pixels inside the border.
+        """
+        matched = self._match(image, target)
+        inside = valid & erode_mask(torch.ones_like(valid), self.border_px)
+        return matched, self._estimate(matched, target, valid), inside
 
     def _match(self, image: Tensor, target: Tensor) -> Tensor:
         resampled = widen(image)

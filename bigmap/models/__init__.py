@@ -114,7 +114,7 @@ class ModelChoice:
     weights: str | None = None
     """A safetensors file."""
 
-    def build(self) -> MapModel:
+    def build(self, *, seed: int = 0) -> MapModel:
         """Build the model in evaluation mode; see :func:`build_model`."""
         return build_model(
             self.name,
@@ -122,6 +122,7 @@ class ModelChoice:
             bands=self.bands,
             legend=self.legend,
             weights=self.weights,
+            seed=seed,
         )
 
 
@@ -132,6 +133,7 @@ def build_model(
     bands: tuple[str, ...] | None = None,
     legend: tuple[ClassEntry, ...] | None = None,
     weights: str | None = None,
+    seed: int = 0,
 ) -> MapModel:
     """Build a model in evaluation mode.
 
@@ -141,6 +143,8 @@ def build_model(
         As in a recipe. What is left out is the weights' or, without any, the paper's.
     weights
         A safetensors file with its card beside it.
+    seed
+        Of the random weights with which training starts.
 
     Raises
     ------
@@ -158,7 +162,8 @@ def build_model(
         options = {key: value for key, value in card.options.items() if key in taken} | options
         bands = bands or (card.bands if "bands" in taken else None)
         legend = legend or (card.legend if "legend" in taken else None)
-    model = _construct(name, kind, options, bands, legend)
+    chosen = {"bands": bands, "legend": legend}
+    model = _construct(name, kind, options, chosen, seed=seed)
     if weights is not None:
         card.refuse_other(model.spec)
         load_weights(model, weights)
@@ -189,10 +194,10 @@ def _construct(
     name: str,
     kind: type[MapModel],
     options: Mapping[str, OptionValue],
-    bands: tuple[str, ...] | None,
-    legend: tuple[ClassEntry, ...] | None,
+    chosen: Mapping[str, Any],
+    *,
+    seed: int,
 ) -> MapModel:
-    chosen = {"bands": bands, "legend": legend}
     settings: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
     taken = _list_settings(kind)
     for setting in settings:
@@ -208,7 +213,7 @@ def _construct(
         # Random weights are the same in every process, so that workers agree. The threads of a
         # process share the generator.
         with _BUILD_LOCK, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             model = kind(**options, **settings)
     except (TypeError, ValueError) as error:
         raise ModelError(f"model.options of {name}: {error}") from None

@@ -1,0 +1,76 @@
+"""``bigmap train``: from chips to weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bigmap import api
+from bigmap.config import load_recipe
+from bigmap.progress import format_duration
+from bigmap.training import TrainingProgress, TrainingSummary
+
+SIMULATED = (
+    "note: the chips are of simulated scenes; weights trained on them know no real place, and "
+    "their card says so"
+)
+
+
+def train_command(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)],
+    settings: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the recipe."),
+    ] = [],  # noqa: B006 - typer reads the default
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes on this machine; by default one for each GPU."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+) -> None:
+    """Train the recipe's model on its samples. Exit code 75: stopped, go on with --resume.
+
+    The best weights go to training.weights; checkpoints, logs and pictures to the folder beside
+    them that ends in .run.
+    """
+    loaded = load_recipe(recipe, settings)
+    console = Console(highlight=False, stderr=as_json, soft_wrap=True)
+    summary = api.train(
+        loaded,
+        processes=processes,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=TrainingProgress(console),
+    )
+    if as_json:
+        typer.echo(json.dumps(asdict(summary) | {"exit_code": summary.exit_code}))
+    show_training(console, summary)
+    raise typer.Exit(summary.exit_code)
+
+
+def show_training(console: Console, summary: TrainingSummary) -> None:
+    """Print what a run came to for people."""
+    console.print(
+        f"trained: {summary.epochs} epochs, {summary.steps} steps in "
+        f"{format_duration(summary.elapsed_s)}, {summary.chips_per_s:.1f} chips/s, "
+        f"{100 * summary.wait_share:.1f} % waiting for data"
+    )
+    if summary.stopped:
+        console.print("stopped early: go on with the same command and --resume")
+    if summary.stopped_early:
+        console.print("ended early: the validation score had not risen for early_stop_epochs")
+    if summary.scores:
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in summary.scores.items())
+        console.print(f"best: epoch {summary.best_epoch}, {scores}", markup=False)
+    if summary.is_simulated:
+        console.print(SIMULATED, markup=False)
+    if summary.best_epoch:
+        console.print(f"weights: {summary.weights}", markup=False)
+    console.print(f"run folder: {summary.folder}", markup=False)

@@ -1,0 +1,13 @@
+"""Training: chips -> weights, on one device or on many."""
+
+from bigmap.training.loop import TrainingSummary
+from bigmap.training.progress import SilentTraining, TrainingProgress, TrainingReporter
+from bigmap.training.starting import train_recipe
+
+__all__ = [
+    "SilentTraining",
+    "TrainingProgress",
+    "TrainingReporter",
+    "TrainingSummary",
+    "train_recipe",
+]

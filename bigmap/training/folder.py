@@ -1,0 +1,183 @@
+"""The run folder beside the weights: checkpoint, logs, pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bigmap.errors import TrainingError
+from bigmap.models import MapModel, Training, save_weights
+from bigmap.runs import differing_fields
+
+VERSION = 1
+"""Of checkpoints; others are refused."""
+
+
+class TrainingFolder:
+    """What a training run writes, all of it by its first process.
+
+    Parameters
+    ----------
+    weights
+        Where the best weights go; the folder has their name and ends in ``.run``.
+    """
+
+    def __init__(self, weights: str | Path) -> None:
+        self.weights = Path(weights)
+        self.path = self.weights.with_name(f"{self.weights.stem}.run")
+        self.checkpoint = self.path / "checkpoint.pt"
+        self.pictures = self.path / "samples"
+        self.summary = self.path / "summary.json"
+
+    def check(self, *, resume: bool, overwrite: bool) -> bool:
+        """Tell whether a run is there that shall go on, and refuse one that is in the way.
+
+        Raises
+        ------
+        TrainingError
+            If there is a run or weights and neither flag is given, or the place cannot be written.
+        """
+        if resume and overwrite:
+            raise TrainingError("--resume and --overwrite contradict each other; give one")
+        taken = next((each for each in (self.path, self.weights) if each.exists()), None)
+        if taken is not None and not (resume or overwrite):
+            raise TrainingError(
+                f"training.weights: {taken} exists; add --resume to go on with it or --overwrite "
+                "to start again"
+            )
+        if resume and self.weights.exists() and not self.path.exists():
+            raise TrainingError(
+                f"training.weights: {self.weights} exists without its run folder {self.path}, so "
+                "it cannot be resumed; add --overwrite to start again"
+            )
+        try:
+            self.weights.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.weights.parent, os.W_OK):
+                raise PermissionError(13, "permission denied")
+        except OSError as error:
+            raise TrainingError(
+                f"training.weights: {self.weights.parent} cannot be written ({error.strerror})"
+            ) from None
+        return resume and self.checkpoint.exists()
+
+    def start(self) -> None:
+        """Make the folder anew, without what an earlier run left."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
+        for file in (self.weights, self.weights.with_suffix(".json")):
+            file.unlink(missing_ok=True)
+
+    def save(self, content: Mapping[str, Any]) -> None:
+        """Write a checkpoint: the old one or the new one is there, never half of one."""
+        buffer = io.BytesIO()
+        torch.save({"version": VERSION, **content}, buffer)
+        write_atomically(self.checkpoint, buffer.getbuffer())
+
+    def load(self, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+        """Read the checkpoint; nothing in it is run.
+
+        Parameters
+        ----------
+        fingerprint
+            Of the recipe and the chips.
+
+        Raises
+        ------
+        TrainingError
+            If it is damaged, or was made with other settings or chips; names the field.
+        """
+        try:
+            content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            version, stored = content["version"], json.loads(content["fingerprint"])
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError,
+                pickle.UnpicklingError) as error:  # fmt: skip
+            reason = str(error).partition("\n")[0]
+            raise TrainingError(
+                f"{self.checkpoint}: is no checkpoint that can be read ({reason}); start again "
+                "with --overwrite"
+            ) from None
+        if version != VERSION:
+            raise TrainingError(
+                f"{self.checkpoint}: is of another version of bigmap ({version}); start again "
+                "with --overwrite"
+            )
+        # As JSON holds it: tuples are lists.
+        given = json.loads(json.dumps(fingerprint))
+        changed = differing_fields(stored, given)
+        if changed:
+            raise TrainingError(
+                f"training.weights: {self.weights} was started with another {', '.join(changed)}; "
+                "set it back, choose another training.weights, or start again with --overwrite"
+            )
+        found: dict[str, Any] = content
+        return found
+
+    def save_weights(self, model: MapModel, training: Training) -> None:
+        """Replace the best weights and their card."""
+        fresh = self.path / "fresh"
+        fresh.mkdir(exist_ok=True)
+        file = fresh / self.weights.name
+        save_weights(model, file, training=training)
+        for each in (file, file.with_suffix(".json")):
+            each.replace(self.weights.with_name(each.name))
+        fresh.rmdir()
+
+    def write_summary(self, content: Mapping[str, Any]) -> None:
+        """Write what the run came to, as JSON."""
+        write_atomically(self.summary, json.dumps(content, indent=2).encode())
+
+
+def write_atomically(file: Path, content: bytes | memoryview) -> None:
+    """Write a file under another name first, and to the disk, so that no half of it is seen."""
+    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    with fresh.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    fresh.replace(file)
+
+
+class Table:
+    """A CSV file that grows by rows; those after a checkpoint are cut off when a run goes on.
+
+    Parameters
+    ----------
+    file
+        Where it lies.
+    columns
+        The first is a rising number.
+    last
+        Rows up to this number are kept; None starts anew.
+    """
+
+    def __init__(self, file: Path, columns: tuple[str, ...], *, last: int | None) -> None:
+        self.columns = columns
+        kept = []
+        if last is not None and file.exists():
+            with file.open(newline="", encoding="utf-8") as stream:
+                rows = [row for row in csv.reader(stream) if len(row) == len(columns)]
+            kept = [row for row in rows[1:] if row[0].isdigit() and int(row[0]) <= last]
+        self.stream = file.open("w", newline="", encoding="utf-8")
+        self.writer = csv.writer(self.stream)
+        self.writer.writerow(columns)
+        self.writer.writerows(kept)
+        self.stream.flush()
+
+    def add(self, **values: object) -> None:
+        """Add a row; what is not given stays empty."""
+        self.writer.writerow([values.get(column, "") for column in self.columns])
+        self.stream.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.stream.close()

@@ -1,0 +1,83 @@
+"""Where training starts: as one process, as one of several, or as the one that starts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+
+from bigmap.config import Recipe
+from bigmap.machine import count_cores, count_gpus
+from bigmap.training.folder import TrainingFolder
+from bigmap.training.loop import Trainer, TrainingSummary
+from bigmap.training.preparing import TrainingJob, check_parts, prepare_training
+from bigmap.training.progress import SilentTraining, TrainingReporter
+from bigmap.training.ranks import Rank, find_rank, open_link
+from bigmap.training.stopping import note_signals
+
+
+def train_recipe(
+    recipe: Recipe,
+    *,
+    processes: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: TrainingReporter | None = None,
+) -> TrainingSummary:
+    """Train the recipe's model on this machine, or as one task of several.
+
+    Parameters
+    ----------
+    recipe
+        Its ``model``, ``samples`` and ``training`` count.
+    processes
+        By default one for each GPU, or one. Where torchrun or srun started this process, it is
+        one of theirs, and the number is theirs.
+    resume
+        Go on from the checkpoint if there is one.
+    overwrite
+        Start anew even if there are weights or a run.
+    reporter
+        Shows progress; by default nothing is shown.
+
+    Raises
+    ------
+    BigmapError
+        If the recipe cannot work, or the place of the weights is taken.
+    """
+    reporter = reporter or SilentTraining()
+    rank = find_rank()
+    job = prepare_training(recipe)
+    wanted = rank.world if rank else processes or max(1, count_gpus())
+    check_parts(job.settings, world=wanted)
+    resuming = TrainingFolder(job.settings.weights).check(resume=resume, overwrite=overwrite)
+    with note_signals() as flag:
+        return run_rank(job, rank or Rank(), resume=resuming, reporter=reporter, should_stop=flag)
+
+
+def run_rank(
+    job: TrainingJob,
+    rank: Rank,
+    *,
+    resume: bool,
+    reporter: TrainingReporter,
+    should_stop: Callable[[], bool],
+) -> TrainingSummary:
+    """Train as one process of all; see :class:`~bigmap.training.loop.Trainer`."""
+    device = choose_device(rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
+    elif "OMP_NUM_THREADS" not in os.environ or rank.local_world > 1:
+        torch.set_num_threads(max(1, count_cores() // rank.local_world))
+    with open_link(rank, device) as link:
+        trainer = Trainer(job, link, device, reporter=reporter, should_stop=should_stop)
+        return trainer.run(resume=resume)
+
+
+def choose_device(rank: Rank) -> torch.device:
+    """Return the GPU of a process, or the CPU; SLURM may show each task its own GPU only."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", rank.local_rank % torch.cuda.device_count())
