@@ -1,6 +1,7 @@
 """Maps of any area from Sentinel-2, super-resolved and segmented, on Dask."""
 
 from bigmap.api import (
+    evaluate_model,
     extract,
     load_recipe,
     open_cube,
@@ -15,6 +16,7 @@ from bigmap.errors import BigmapError
 
 __all__ = [
     "BigmapError",
+    "evaluate_model",
     "extract",
     "load_recipe",
     "open_cube",

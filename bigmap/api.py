@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
@@ -12,6 +13,7 @@ from bigmap.clusters import Cluster, threads_per_worker
 from bigmap.config import Recipe, load_recipe
 from bigmap.cube import open_cube_of
 from bigmap.errors import OutputError, RecipeError
+from bigmap.evaluation import Evaluation, ScoringOptions, score_models
 from bigmap.grid import intersect, is_empty, shape_of
 from bigmap.inference import predict
 from bigmap.planning import Plan, make_plan
@@ -31,6 +33,7 @@ from bigmap.training import TrainingReporter, TrainingSummary, train_recipe
 from bigmap.zones import ZonePlans, is_utm, plan_zones, run_zones
 
 __all__ = [
+    "evaluate_model",
     "extract",
     "load_recipe",
     "open_cube",
@@ -293,3 +296,26 @@ def open_cube(
         raise RecipeError("area: holds no pixel of the grid")
     job = prepared.job(recipe.output.path, None)
     return open_cube_of(job.reader(prepared.catalogue.rows).near(roi), roi, chunk_px=chunk_px)
+
+
+def evaluate_model(
+    recipe: Recipe, *, advance: Callable[[int, int], None] | None = None, **options: Any
+) -> Evaluation:
+    """Score the recipe's model, and baselines beside it, on a split of its samples.
+
+    Parameters
+    ----------
+    recipe
+        With ``samples``.
+    advance
+        Told of progress: chips done, and of how many.
+    **options
+        Fields of :class:`bigmap.evaluation.ScoringOptions`: ``split``, ``weights``,
+        ``baselines``, ``max_dates``, ``instances``, ``register``.
+
+    Raises
+    ------
+    BigmapError
+        If there are no such chips, or a model does not fit them.
+    """
+    return score_models(recipe, ScoringOptions(**options), advance=advance)

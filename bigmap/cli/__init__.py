@@ -17,6 +17,8 @@ from rich.console import Console
 from bigmap import api, simulate
 from bigmap.area import read_area
 from bigmap.cli.cluster import app as cluster_app
+from bigmap.cli.evaluate import EPILOG as EVALUATE_EPILOG
+from bigmap.cli.evaluate import evaluate_command
 from bigmap.cli.models import app as models_app
 from bigmap.cli.options import (
     BboxOption,
@@ -66,6 +68,7 @@ app = typer.Typer(
 app.add_typer(models_app, name="models")
 app.add_typer(cluster_app, name="cluster")
 register_samples(app)
+app.command("evaluate", epilog=EVALUATE_EPILOG)(evaluate_command)
 app.command("train", epilog="Example: bigmap train recipes/spinet.yaml --processes 2")(
     train_command
 )
