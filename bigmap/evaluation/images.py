@@ -219,8 +219,9 @@ def compare_sharpness(
     Returns
     -------
     float
-        The share of the power above it in the one over that in the other, the mean of the bands; a
-        ring counts by its length, which grows with the frequency. NaN where nothing lies above it.
+        The share of the power above it in the one over that in the other, the mean of the bands
+        that have details at all; a ring counts by its length, which grows with the frequency. NaN
+        where nothing lies above it.
     """
     above = spectrum.frequency_per_px > nyquist_per_px
     shares = []
@@ -231,7 +232,8 @@ def compare_sharpness(
                                 out=np.full(len(power), np.nan)))  # fmt: skip
     mine, wanted = shares
     ratio = np.divide(mine, wanted, where=wanted > 0, out=np.full(len(mine), np.nan))
-    return float(ratio.mean()) if len(ratio) else math.nan
+    defined = ratio[~np.isnan(ratio)]
+    return float(defined.mean()) if defined.size else math.nan
 
 
 def _resample(image: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ CELL_INCHES = 0.72
 """Side of a cell of the matrix: two short lines fit."""
 DARK = 0.55
 """Share above which a cell is so dark that its text is white."""
+CHARACTERS_PER_INCH = 11
+"""Of a title."""
 UNDEFINED = "-"
 
 
@@ -140,7 +143,9 @@ def draw_confusion(model: ModelScores, legend: tuple[ClassEntry, ...]) -> Figure
     axes.set_yticks(range(number), names)
     axes.set_xlabel("predicted", color=INK)
     axes.set_ylabel("true", color=INK)
-    axes.set_title(f"{model.label}: share of each true class, and pixels", color=INK, fontsize=10)
+    title = f"{model.label}: share of each true class, and pixels"
+    width = int(CHARACTERS_PER_INCH * figure.get_figwidth())
+    figure.suptitle("\n".join(textwrap.wrap(title, width)), color=INK, fontsize=10)
     for spine in axes.spines.values():
         spine.set_visible(False)
     return figure
@@ -149,8 +154,8 @@ def draw_confusion(model: ModelScores, legend: tuple[ClassEntry, ...]) -> Figure
 def format_count(count: int) -> str:
     """Return a number in few characters: 950, 12.3k, 4.56M."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= limit:
-            return f"{count / limit:.3g}{unit}"
+        if count >= 0.9995 * limit:
+            return f"{float(f'{count / limit:.3g}'):g}{unit}"
     return str(count)
 
 
