@@ -93,17 +93,17 @@ def test_bands_are_matched_by_name() -> None:
 
 def test_an_image_of_other_pixels_is_resampled_over_the_same_area() -> None:
     # A plane nearly stays a plane under bicubic resampling; corners that were aligned instead of
-    # edges would give 53 dB.
+    # edges would give 55 dB.
     def plane(side: int) -> np.ndarray:
         centres = (np.arange(side) + 0.5) / side
         return np.stack([0.2 + 0.4 * np.add.outer(centres, centres / 2)] * 2).astype(np.float32)
 
-    target = plane(34)
-    target[:, :4] = target[:, -4:] = target[:, :, :4] = target[:, :, -4:] = -0.1  # DN 0
-    scorer = ImageScorer(BANDS, make_template_of(34))
+    target = plane(67)
+    target[:, :6] = target[:, -6:] = target[:, :, :6] = target[:, :, -6:] = -0.1  # DN 0
+    scorer = ImageScorer(BANDS, make_template_of(67))
     scorer.update(plane(32), make_chip(target, coarsen(plane(32))), SEEN)
     quality = scorer.compute()
-    assert quality.pixels == 26 * 26
+    assert quality.pixels == 55 * 55
     assert quality.psnr > 60
     assert quality.colour_error < 1e-4
 

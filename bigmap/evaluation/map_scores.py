@@ -1,0 +1,196 @@
+"""``bigmap evaluate RECIPE --map MAP.zarr``: a finished map against labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from shapely.geometry.base import BaseGeometry
+
+from bigmap.area import read_area
+from bigmap.config import Recipe
+from bigmap.errors import OutputError, RecipeError, SamplesError
+from bigmap.evaluation.maps import (
+    BlockMapper,
+    CountTask,
+    LabelReader,
+    MapCounts,
+    MapGrid,
+    count_map,
+    join_area,
+    list_blocks,
+    open_grids,
+)
+from bigmap.evaluation.results import Evaluation, ModelScores
+from bigmap.grid import Area
+from bigmap.models import ClassEntry, checksum_of
+from bigmap.planning import model_choice
+
+Advance = Callable[[int, int], None]
+OpenLabels = Callable[[MapGrid], LabelReader]
+"""Gives the labels on the grid of a map, or of one of its zones."""
+FindGeometry = Callable[[MapGrid], BaseGeometry]
+"""Gives what a split covers, in the CRS of a grid."""
+
+
+def score_map(
+    recipe: Recipe,
+    path: str,
+    *,
+    open_labels: OpenLabels,
+    run: BlockMapper,
+    area_file: str | None = None,
+    find_geometry: FindGeometry | None = None,
+    instances: bool = False,
+    advance: Advance | None = None,
+) -> Evaluation:
+    """Score a finished map against the recipe's labels.
+
+    Parameters
+    ----------
+    recipe
+        With ``samples.labels``; its model has the legend of the map.
+    path
+        Of the map.
+    open_labels
+        Opens the labels on a grid.
+    run
+        Does the blocks.
+    area_file
+        Polygons outside of which no pixel counts.
+    find_geometry
+        The same as a geometry in the CRS of a grid, such as that of a split.
+    instances
+        Score connected areas of the second class too.
+    advance
+        Told of progress, in blocks.
+
+    Raises
+    ------
+    BigmapError
+        If the map or the labels do not fit the recipe; the message names the field.
+    """
+    if recipe.samples is None or recipe.samples.labels is None:
+        raise SamplesError(
+            "samples.labels: is missing from the recipe; a map is scored against labels"
+        )
+    grids = open_grids(path)
+    legend = grids[0].legend
+    notes = check_legend(recipe, grids)
+    if instances and len(legend) != 2:
+        raise SamplesError(
+            f"--instances: instances are those of the second of two classes, but the map has "
+            f"{len(legend)}"
+        )
+    tasks = [
+        CountTask(grid, area, open_labels(grid), with_instances=instances)
+        for grid, area in zip(grids, find_areas(grids, area_file, find_geometry), strict=True)
+    ]
+    counts = count_grids(tasks, run, advance=advance)
+    if not counts.matrix.counts.any():
+        raise SamplesError(
+            f"samples.labels: no labelled pixel lies on one that {path} has mapped"
+            f"{' inside the area asked for' if area_file or find_geometry else ''}"
+        )
+    labels = recipe.samples.labels
+    if labels.kind == "simulated":
+        notes = (*notes, "The labels are simulated: these scores say nothing about real ground.")
+    facts = {"map": path, "mapped_px": int(counts.class_px.sum())}
+    scores = ModelScores(
+        label=recipe.model.name,
+        classes=counts.matrix.compute(),
+        instances=counts.instances.compute() if counts.instances is not None else None,
+        facts=facts,
+    )
+    return Evaluation(
+        title=f"{recipe.title or recipe.name}, {path}",
+        models=(scores,),
+        legend=legend,
+        method=_describe_method(grids, labels.kind, area_file, find_geometry is not None),
+        notes=notes,
+    )
+
+
+def check_legend(recipe: Recipe, grids: Sequence[MapGrid]) -> tuple[str, ...]:
+    """Refuse a map of another legend than the recipe's, and return what must be known of it.
+
+    Raises
+    ------
+    OutputError
+        Naming both legends.
+    """
+    grid = grids[0]
+    spec = model_choice(recipe.model).build().spec
+    if _name_legend(spec.legend) != _name_legend(grid.legend):
+        raise OutputError(
+            f"--map {grid.path}: has the classes {_name_legend(grid.legend)}, but the recipe's "
+            f"model.legend has {_name_legend(spec.legend) or 'none'}"
+        )
+    model: dict[str, Any] = grid.attributes.get("bigmap:model", {})
+    own = (recipe.model.name, checksum_of(recipe.model.weights))
+    notes: list[str] = []
+    if spec.notice and own == (model.get("name"), model.get("weights")):
+        notes.append(f"{spec.name}: {spec.notice}")
+    source = grid.attributes.get("bigmap:recipe", {}).get("source", {})
+    if source.get("kind") == "simulated":
+        notes.append("The map was made from simulated scenes: it shows no real place.")
+    return tuple(notes)
+
+
+def _name_legend(legend: Sequence[ClassEntry]) -> str:
+    # The map's attributes hold names without spaces.
+    return ", ".join(f"{entry.value} {entry.name.replace('_', ' ')}" for entry in legend)
+
+
+def find_areas(
+    grids: Sequence[MapGrid], area_file: str | None, find_geometry: FindGeometry | None = None
+) -> list[Area | None]:
+    """Return what of each grid counts; None is all of it.
+
+    Raises
+    ------
+    RecipeError
+        If the file is wrong, or what it holds meets no grid.
+    """
+    if area_file is None and find_geometry is None:
+        return [None] * len(grids)
+    areas = []
+    for grid in grids:
+        geometry = find_geometry(grid) if find_geometry is not None else None
+        areas.append(join_area(_read_area(area_file, grid), geometry))
+    if not any(list_blocks(grid, area) for grid, area in zip(grids, areas, strict=True)):
+        what = f"--area {area_file}" if area_file is not None else "--split"
+        raise RecipeError(f"{what}: does not meet the map {grids[0].path}")
+    return areas
+
+
+def _read_area(area_file: str | None, grid: MapGrid) -> Area | None:
+    if area_file is None:
+        return None
+    try:
+        return read_area(crs=grid.crs, file=area_file)
+    except RecipeError as error:
+        raise RecipeError(str(error).replace("area.file: ", "--area ", 1)) from None
+
+
+def count_grids(
+    tasks: Sequence[CountTask], run: BlockMapper, *, advance: Advance | None = None
+) -> MapCounts:
+    """Count all grids of a map, whose legend they share."""
+    total = tasks[0].empty()
+    for task in tasks:
+        total.merge(count_map(task, run, advance=advance))
+    return total
+
+
+def _describe_method(
+    grids: Sequence[MapGrid], labels: str, area_file: str | None, has_split: bool
+) -> tuple[str, ...]:
+    pixel_m = grids[0].pixel_m2 ** 0.5
+    lines = [f"Every pixel of {pixel_m:g} m that is both mapped and labelled, once."]
+    lines.append(f"Labels: {labels}, on the pixels of the map.")
+    if area_file is not None:
+        lines.append(f"Only pixels inside {area_file}.")
+    if has_split:
+        lines.append("Only pixels inside the split.")
+    return tuple(lines)
