@@ -138,7 +138,7 @@ def _cut_scenes(config: WithinSceneSplit, bounds: Bounds) -> Sequence[npt.NDArra
 
 def _read_polygons(config: PolygonSplit, crs: str) -> Sequence[npt.NDArray[np.object_]]:
     names, polygons = _read_file(config.file, config.attribute, crs)
-    unknown = sorted(set(names) - set(SPLITS))
+    unknown = sorted(set(names.tolist()) - set(SPLITS))
     if unknown:
         raise SamplesError(
             f"samples.split.file: {config.file}: {config.attribute} is {unknown[0]!r}; it names "
@@ -150,7 +150,7 @@ def _read_polygons(config: PolygonSplit, crs: str) -> Sequence[npt.NDArray[np.ob
 def _read_scenes(config: SceneSplit, crs: str) -> Sequence[npt.NDArray[np.object_]]:
     names, polygons = _read_file(config.file, config.attribute, crs)
     both = sorted(set(config.validation) & set(config.test))
-    absent = sorted({*config.validation, *config.test} - set(names))
+    absent = sorted({*config.validation, *config.test} - set(names.tolist()))
     if both or absent:
         why = "stands in both" if both else f"is no {config.attribute} of {config.file}"
         raise SamplesError(f"samples.split.validation, test: {(both + absent)[0]!r} {why}")
