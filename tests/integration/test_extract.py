@@ -219,5 +219,5 @@ def test_the_command_prints_counts_and_refuses_a_place_that_is_taken(world, tmp_
     with pytest.raises(SamplesError, match="exists; add --resume to go on with it or --overwrite"):
         CliRunner().invoke(app, ["extract", str(file)], catch_exceptions=False)
     other = ["extract", str(file), "--resume", "--set", "samples.chip_px=2"]
-    with pytest.raises(SamplesError, match="was started with another samples.chip_px"):
+    with pytest.raises(SamplesError, match=r"was started with another samples\.chip_px"):
         CliRunner().invoke(app, other, catch_exceptions=False)
