@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from bigmap.chips import SPLITS, ChipSet, ChipTemplate, Split
 from bigmap.config import Recipe
-from bigmap.config.training import SamplesConfig
 from bigmap.errors import SamplesError
 from bigmap.evaluation.candidates import build_baseline, build_candidate
 from bigmap.evaluation.chip_scores import ChipSettings, score_chips
@@ -55,13 +54,12 @@ def score_models(
         If there are no such chips, or a model does not fit them; the message names the field.
     """
     options = options or ScoringOptions()
-    samples = require_samples(recipe)
-    chips = ChipSet(samples.path)
+    chips = open_samples(recipe)
     indices = chips.indices(options.split)
     if not len(indices):
         counts = [f"{len(chips.indices(split))} {split}" for split in SPLITS]
         raise SamplesError(
-            f"samples.path: {samples.path}: has no chips of the split {options.split} "
+            f"samples.path: {chips.path}: has no chips of the split {options.split} "
             f"({', '.join(counts)})"
         )
     main = build_candidate(recipe, options.weights)
@@ -93,19 +91,19 @@ def score_models(
     )
 
 
-def require_samples(recipe: Recipe) -> SamplesConfig:
-    """Return the samples of a recipe.
+def open_samples(recipe: Recipe) -> ChipSet:
+    """Open the chips of a recipe.
 
     Raises
     ------
     SamplesError
-        If it has none.
+        If it names none, or there are none.
     """
     if recipe.samples is None:
         raise SamplesError(
             "samples: is missing from the recipe; say where its chips and labels are"
         )
-    return recipe.samples
+    return ChipSet(recipe.samples.path)
 
 
 def order_legend(spec: ModelSpec, template: ChipTemplate) -> tuple[ClassEntry, ...]:
