@@ -13,8 +13,14 @@ from rich.table import Table
 
 from bigmap import api
 from bigmap.chips import SPLITS, Split
-from bigmap.config import load_recipe
-from bigmap.errors import RecipeError, SamplesError
+from bigmap.cli.options import (
+    JsonOption,
+    RecipeArgument,
+    SetOption,
+    SourceOption,
+    read_recipe,
+)
+from bigmap.errors import SamplesError
 from bigmap.evaluation import Evaluation
 from bigmap.evaluation.reports import format_score, list_notes, write_reports
 
@@ -22,15 +28,9 @@ EPILOG = "Example: bigmap evaluate recipes/catalonia.yaml --baseline ndvi --out 
 
 
 def evaluate_command(
-    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)],
-    settings: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the recipe."),
-    ] = [],  # noqa: B006 - typer reads the default
-    source: Annotated[
-        str | None,
-        typer.Option("--source", metavar="simulated", help="Use simulated scenes instead."),
-    ] = None,
+    recipe: RecipeArgument,
+    settings: SetOption = [],  # noqa: B006 - typer reads the default
+    source: SourceOption = None,
     weights: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Weights in place of the recipe's own."),
@@ -58,12 +58,10 @@ def evaluate_command(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where scores and pictures go.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Score a model on a split of its samples, beside baselines."""
-    if source not in (None, "simulated"):
-        raise RecipeError(f"--source {source}: only simulated can be asked for here")
-    loaded = load_recipe(recipe, settings, simulated=source is not None)
+    loaded = read_recipe(recipe, settings, None, source)
     console = Console(stderr=True, highlight=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("chips", total=None)
