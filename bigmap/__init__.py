@@ -1,6 +1,8 @@
 """Maps of any area from Sentinel-2, super-resolved and segmented, on Dask."""
 
 from bigmap.api import (
+    estimate_areas,
+    evaluate_map,
     evaluate_model,
     extract,
     load_recipe,
@@ -16,6 +18,8 @@ from bigmap.errors import BigmapError
 
 __all__ = [
     "BigmapError",
+    "estimate_areas",
+    "evaluate_map",
     "evaluate_model",
     "extract",
     "load_recipe",

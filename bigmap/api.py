@@ -9,11 +9,22 @@ from typing import Any
 
 import xarray as xr
 
+from bigmap.chips import Split
 from bigmap.clusters import Cluster, threads_per_worker
+from bigmap.clusters.mapping import map_on
 from bigmap.config import Recipe, load_recipe
 from bigmap.cube import open_cube_of
 from bigmap.errors import OutputError, RecipeError
-from bigmap.evaluation import Evaluation, ScoringOptions, score_models
+from bigmap.evaluation import (
+    BlockMapper,
+    Evaluation,
+    ReferenceSample,
+    ScoringOptions,
+    score_map,
+    score_models,
+    score_reference,
+    split_geometry,
+)
 from bigmap.grid import intersect, is_empty, shape_of
 from bigmap.inference import predict
 from bigmap.planning import Plan, make_plan
@@ -33,6 +44,8 @@ from bigmap.training import TrainingReporter, TrainingSummary, train_recipe
 from bigmap.zones import ZonePlans, is_utm, plan_zones, run_zones
 
 __all__ = [
+    "estimate_areas",
+    "evaluate_map",
     "evaluate_model",
     "extract",
     "load_recipe",
@@ -319,3 +332,88 @@ def evaluate_model(
         If there are no such chips, or a model does not fit them.
     """
     return score_models(recipe, ScoringOptions(**options), advance=advance)
+
+
+def evaluate_map(
+    recipe: Recipe,
+    path: str,
+    *,
+    area_file: str | None = None,
+    split: Split | None = None,
+    instances: bool = False,
+    advance: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Score a finished map against the recipe's labels, on the recipe's cluster.
+
+    Parameters
+    ----------
+    recipe
+        With ``samples.labels``.
+    path
+        Of the map.
+    area_file, split
+        Polygons, or a split of the recipe's samples, outside of which no pixel counts.
+    instances
+        Score connected areas of the second of two classes too.
+    advance
+        Told of progress: blocks done, and of how many.
+
+    Raises
+    ------
+    BigmapError
+        If the map or the labels do not fit the recipe.
+    """
+    with Cluster(recipe) as cluster:
+        return score_map(
+            recipe,
+            path,
+            run=_map_on(cluster),
+            area_file=area_file,
+            find_geometry=split_geometry(recipe, split) if split else None,
+            instances=instances,
+            advance=advance,
+        )
+
+
+def estimate_areas(
+    recipe: Recipe,
+    path: str,
+    sample: ReferenceSample,
+    *,
+    area_file: str | None = None,
+    split: Split | None = None,
+    advance: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Estimate a map's accuracy and the area of its classes from a reference sample.
+
+    Parameters
+    ----------
+    recipe
+        Its model has the map's legend; its cluster counts the map's pixels.
+    path
+        Of the map.
+    sample
+        The points.
+    area_file, split, advance
+        As for :func:`evaluate_map`.
+
+    Raises
+    ------
+    BigmapError
+        If the sample cannot be read, or does not fit the map.
+    """
+    with Cluster(recipe) as cluster:
+        return score_reference(
+            recipe,
+            path,
+            sample,
+            run=_map_on(cluster),
+            area_file=area_file,
+            find_geometry=split_geometry(recipe, split) if split else None,
+            advance=advance,
+        )
+
+
+def _map_on(cluster: Cluster) -> BlockMapper:
+    """Return what does tasks on a cluster, which starts with the first."""
+    return lambda task, items: map_on(cluster.client, task, items)

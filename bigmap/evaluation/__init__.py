@@ -7,17 +7,26 @@ and a picture of each confusion matrix.
 from bigmap.evaluation.candidates import Candidate, build_baseline, build_candidate
 from bigmap.evaluation.chip_scores import score_chips
 from bigmap.evaluation.images import ImageQuality
-from bigmap.evaluation.results import Evaluation, ModelScores
+from bigmap.evaluation.map_scores import score_map, split_geometry
+from bigmap.evaluation.maps import BlockMapper
+from bigmap.evaluation.reference import ReferenceSample, score_reference
+from bigmap.evaluation.results import Evaluation, ModelScores, SampleScores
 from bigmap.evaluation.scoring import ScoringOptions, score_models
 
 __all__ = [
+    "BlockMapper",
     "Candidate",
     "Evaluation",
     "ImageQuality",
     "ModelScores",
+    "ReferenceSample",
+    "SampleScores",
     "ScoringOptions",
     "build_baseline",
     "build_candidate",
     "score_chips",
+    "score_map",
     "score_models",
+    "score_reference",
+    "split_geometry",
 ]

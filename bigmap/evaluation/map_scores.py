@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import shapely
 from shapely.geometry.base import BaseGeometry
 
 from bigmap.area import read_area
-from bigmap.config import Recipe
+from bigmap.chips import SPLITS, Split
+from bigmap.config import Recipe, SimulatedSource
 from bigmap.errors import OutputError, RecipeError, SamplesError
 from bigmap.evaluation.maps import (
     BlockMapper,
     CountTask,
-    LabelReader,
     MapCounts,
     MapGrid,
     count_map,
@@ -23,8 +25,10 @@ from bigmap.evaluation.maps import (
 )
 from bigmap.evaluation.results import Evaluation, ModelScores
 from bigmap.grid import Area
+from bigmap.labels import LabelReader, open_labels
 from bigmap.models import ClassEntry, checksum_of
 from bigmap.planning import model_choice
+from bigmap.samples import make_splits
 
 Advance = Callable[[int, int], None]
 OpenLabels = Callable[[MapGrid], LabelReader]
@@ -37,12 +41,12 @@ def score_map(
     recipe: Recipe,
     path: str,
     *,
-    open_labels: OpenLabels,
     run: BlockMapper,
     area_file: str | None = None,
     find_geometry: FindGeometry | None = None,
     instances: bool = False,
     advance: Advance | None = None,
+    open_reader: OpenLabels | None = None,
 ) -> Evaluation:
     """Score a finished map against the recipe's labels.
 
@@ -52,8 +56,6 @@ def score_map(
         With ``samples.labels``; its model has the legend of the map.
     path
         Of the map.
-    open_labels
-        Opens the labels on a grid.
     run
         Does the blocks.
     area_file
@@ -64,6 +66,8 @@ def score_map(
         Score connected areas of the second class too.
     advance
         Told of progress, in blocks.
+    open_reader
+        Opens the labels on a grid; by default those of the recipe.
 
     Raises
     ------
@@ -82,9 +86,11 @@ def score_map(
             f"--instances: instances are those of the second of two classes, but the map has "
             f"{len(legend)}"
         )
+    areas = find_areas(grids, area_file, find_geometry)
+    open_reader = open_reader or partial(open_map_labels, recipe)
     tasks = [
-        CountTask(grid, area, open_labels(grid), with_instances=instances)
-        for grid, area in zip(grids, find_areas(grids, area_file, find_geometry), strict=True)
+        CountTask(grid, area, open_reader(grid), with_instances=instances)
+        for grid, area in zip(grids, areas, strict=True)
     ]
     counts = count_grids(tasks, run, advance=advance)
     if not counts.matrix.counts.any():
@@ -109,6 +115,45 @@ def score_map(
         method=_describe_method(grids, labels.kind, area_file, find_geometry is not None),
         notes=notes,
     )
+
+
+def open_map_labels(recipe: Recipe, grid: MapGrid) -> LabelReader:
+    """Open the recipe's labels on the grid of a map.
+
+    Raises
+    ------
+    SamplesError
+        If they cannot be used; names the field.
+    """
+    assert recipe.samples is not None
+    assert recipe.samples.labels is not None
+    return open_labels(
+        recipe.samples.labels.model_dump(),
+        crs=grid.crs,
+        class_values=[entry.value for entry in grid.legend],
+        bounds=grid.bounds,
+        seed=recipe.source.seed if isinstance(recipe.source, SimulatedSource) else 0,
+    )
+
+
+def split_geometry(recipe: Recipe, split: Split) -> FindGeometry:
+    """Return what gives the area of a split on a grid.
+
+    Raises
+    ------
+    SamplesError
+        If the recipe has no samples, or a file of its split cannot be used.
+    """
+    if recipe.samples is None:
+        raise SamplesError("samples: is missing from the recipe, so that it has no splits")
+    config, seed, index = recipe.samples.split, recipe.samples.seed, SPLITS.index(split)
+
+    def find(grid: MapGrid) -> BaseGeometry:
+        areas = make_splits(config, crs=grid.crs, bounds=grid.bounds, seed=seed).areas
+        # Where two overlap, the later one counts.
+        return areas[index].difference(shapely.union_all(areas[index + 1 :]))
+
+    return find
 
 
 def check_legend(recipe: Recipe, grids: Sequence[MapGrid]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from shapely.geometry.base import BaseGeometry
 
 from bigmap.errors import OutputError
 from bigmap.grid import ROI, Area, intersect, shape_of, tiles_of
+from bigmap.labels import LabelReader
 from bigmap.metrics import ConfusionMatrix, InstanceParts
 from bigmap.models import ClassEntry
 from bigmap.models.base import CLASS
@@ -46,13 +47,6 @@ class BlockMapper(Protocol):
         """Do the task for each item."""
 
 
-class LabelReader(Protocol):
-    """Reads labels on any grid; it travels to workers."""
-
-    def read(self, geobox: GeoBox) -> UInt8Array:
-        """Read labels, uint8 (y, x): values of classes, 255 where unlabelled."""
-
-
 @dataclass(frozen=True)
 class MapGrid:
     """One grid of a map: the whole, or that of a UTM zone."""
@@ -60,7 +54,7 @@ class MapGrid:
     path: str
     """Of the group that holds the layer of classes."""
     crs: str
-    """As WKT."""
+    """As ``EPSG:`` code where there is one, else as WKT."""
     transform: Affine
     """From pixels (column, row) to metres."""
     shape: tuple[int, int]
@@ -145,9 +139,10 @@ def _read_grid(path: str, dataset: xr.Dataset, attributes: dict[str, Any]) -> Ma
     )
     step = layer.encoding.get("shards") or layer.encoding["chunks"]
     height, width = layer.shape
+    crs = dataset.rio.crs
     return MapGrid(
         path=path,
-        crs=dataset.rio.crs.to_wkt(),
+        crs=f"EPSG:{code}" if (code := crs.to_epsg()) else crs.to_wkt(),
         transform=dataset.rio.transform(),
         shape=(height, width),
         shard_px=tuple(step),
@@ -218,7 +213,8 @@ class CountTask:
         counts.class_px += number[values]
         if self.labels is None:
             return
-        truth = self.labels.read(self.grid.geobox(shard))
+        reader = self.labels.near(self.grid.bounds_of(shard))
+        truth = reader.read(self.grid.geobox(shard))
         for row in range(0, len(classes), STRIP_PX):
             strip = slice(row, row + STRIP_PX)
             counts.matrix.update(classes[strip], truth[strip])

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bigmap.errors import OutputError
+from bigmap.evaluation.design import Estimate
 from bigmap.evaluation.results import Evaluation, ModelScores
 from bigmap.models import ClassEntry
 
@@ -69,6 +70,8 @@ def format_markdown(evaluation: Evaluation) -> str:
         [name, *map(format_score, values)] for name, values in evaluation.rows().items()
     ])  # fmt: skip
     lines += _format_classes(evaluation)
+    for title, columns, rows in list_sample_tables(evaluation):
+        lines += [f"## {title}", "", *_table(columns, rows)]
     lines += ["## How it was scored", "", *(f"- {line}" for line in evaluation.method)]
     lines.append(f"- {UNDEFINED}: not defined, or not made by that model.")
     return "\n".join(lines) + "\n"
@@ -103,6 +106,50 @@ def _format_classes(evaluation: Evaluation) -> list[str]:
         columns = ["class", "true pixels", "predicted pixels", "IoU", "precision", "recall", "F1"]
         lines += _table(columns, rows)
     return lines
+
+
+def list_sample_tables(evaluation: Evaluation) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Return the tables of a reference sample: title, columns, rows."""
+    tables = []
+    for model in evaluation.models:
+        if model.sample is None:
+            continue
+        design, areas = model.sample.design, model.sample.class_areas()
+        names = [entry.name for entry in evaluation.legend]
+        rows = [
+            [
+                name,
+                format_estimate(design.users[index]),
+                format_estimate(design.producers[index]),
+                format_estimate(areas[index], ",.1f"),
+                f"{model.sample.mapped_ha[index]:,.1f}",
+            ]
+            for index, name in enumerate(names)
+        ]
+        columns = ["class", "user's accuracy", "producer's accuracy", "area (ha)", "mapped (ha)"]
+        tables.append(("Estimates, with 95 % confidence intervals", columns, rows))
+        matrix = [
+            [
+                name,
+                *(
+                    f"{share:.4f} ({count})"
+                    for share, count in zip(
+                        design.proportions[index], design.counts[index], strict=True
+                    )
+                ),
+            ]
+            for index, name in enumerate(names)
+        ]
+        title = "Error matrix: share of the area (points); rows are the map, columns the reference"
+        tables.append((title, ["", *names], matrix))
+    return tables
+
+
+def format_estimate(estimate: Estimate, style: str = ".3f") -> str:
+    """Return an estimate with its interval; a dash where it is not defined."""
+    if math.isnan(estimate.value):
+        return UNDEFINED
+    return f"{estimate.value:{style}} ± {estimate.half_width:{style}}"
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> list[str]:

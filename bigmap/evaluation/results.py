@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
+from bigmap.evaluation.design import DesignScores, Estimate
 from bigmap.evaluation.images import ImageQuality
-from bigmap.metrics import ClassScores, InstanceScores, PowerSpectrum
+from bigmap.metrics import ClassScores, InstanceScores
 from bigmap.models import ClassEntry
+
+
+@dataclass(frozen=True, eq=False)
+class SampleScores:
+    """What a reference sample says of a map."""
+
+    design: DesignScores
+    area_ha: float
+    """Of all strata."""
+    mapped_ha: tuple[float, ...]
+    """Of each class, by counting pixels of the map."""
+    points: int
+    """That were compared."""
+    left_out: Mapping[str, int]
+    """Points that were not, by the reason."""
+
+    def class_areas(self) -> tuple[Estimate, ...]:
+        """Return the estimated area of each class, in hectares."""
+        return tuple(share.scale(self.area_ha) for share in self.design.shares)
 
 
 @dataclass(frozen=True)
@@ -20,6 +40,7 @@ class ModelScores:
     classes: ClassScores | None = None
     instances: InstanceScores | None = None
     images: ImageQuality | None = None
+    sample: SampleScores | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Of the model and of what was compared, for JSON."""
     notes: tuple[str, ...] = ()
@@ -93,6 +114,9 @@ def list_scores(model: ModelScores, legend: tuple[ClassEntry, ...]) -> dict[str,
         if not math.isnan(images.registered_psnr):
             found["PSNR, registered (dB)"] = images.registered_psnr
             found["SSIM, registered"] = images.registered_ssim
+    if model.sample is not None:
+        accuracy = model.sample.design.accuracy
+        found |= {"overall accuracy": accuracy.value, "its 95 % interval, +-": accuracy.half_width}
     return found
 
 
@@ -107,12 +131,15 @@ def _model_dict(model: ModelScores) -> dict[str, Any]:
         }  # fmt: skip
     if model.images is not None:
         content["images"] = vars(model.images)
+    if model.sample is not None:
+        areas = {"class_areas_ha": model.sample.class_areas()}
+        content["sample"] = vars(model.sample) | areas
     return content
 
 
 def plain_json(value: Any) -> Any:
     """Turn arrays and records into lists and mappings, and what is not finite into None."""
-    if isinstance(value, PowerSpectrum):
+    if is_dataclass(value):
         return plain_json(vars(value))
     if isinstance(value, Mapping):
         return {str(key): plain_json(entry) for key, entry in value.items()}

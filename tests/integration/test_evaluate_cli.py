@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pytest
+import shapely
 
 from bigmap.cli import main
+from bigmap.models import Training, build_model, save_weights
 from tests.integration.small_world import write_recipe
 from tests.unit.evaluation_chips import make_fields, make_template, write_set
+from tests.unit.evaluation_maps import GSD_M, write_map
 
 NDVI = {"model": {"name": "ndvi", "options": {"upscale": 1}}}
 
@@ -97,3 +101,154 @@ def test_a_split_without_chips_and_a_recipe_without_samples(tmp_path: Path, caps
     code, _, error = call(capsys, "evaluate", str(recipe))
     assert code == 2
     assert "samples: is missing from the recipe" in error
+
+
+def test_a_checkpoint_tells_that_its_scenes_were_simulated(recipe: Path, tmp_path, capsys) -> None:
+    # No bands are chosen here: they are those of the weights, and so is the size.
+    options = {"size": "small", "upscale": 1}
+    model = build_model("deeplabv3plus", options, bands=("red", "nir"))
+    training = Training(data="a drawing", is_simulated=True)
+    weights = tmp_path / "weights.safetensors"
+    save_weights(model, weights, training=training)
+    changes = ["--set", "model={name: deeplabv3plus}", "--set", "inference.precision=bfloat16"]
+    code, text, error = call(
+        capsys, "evaluate", str(recipe), *changes, "--weights", str(weights), "--baseline",
+        str(weights), "--baseline", f"deeplabv3plus:weights={weights}", "--json",
+    )  # fmt: skip
+    assert code == 0, error
+    models = json.loads(text)["models"]
+    assert [entry["bands"] for entry in models] == [["red", "nir"]] * 3
+    assert models[0]["classes"] == models[1]["classes"] == models[2]["classes"]
+    assert models[0]["precision"] == "bfloat16"
+    assert "were trained on simulated scenes" in models[0]["notes"][0]
+    assert "deeplabv3plus: the weights of deeplabv3plus were trained on simulated scenes" in error
+    # A network without weights says so, and the weights of a recipe's training are its own.
+    code, text, _ = call(capsys, "evaluate", str(recipe), *changes, "--set",
+                         f"training.weights={weights}", "--json")  # fmt: skip
+    assert code == 0
+    assert json.loads(text)["models"][0]["classes"] == models[0]["classes"]
+    bare = "model={name: deeplabv3plus, bands: [red], options: {size: small, upscale: 1}}"
+    code, text, _ = call(capsys, "evaluate", str(recipe), "--set", bare, "--json")
+    assert "they are random" in json.loads(text)["models"][0]["notes"][0]
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory):
+    """Return a recipe with polygons as labels, a map, its classes and the true ones."""
+    folder = tmp_path_factory.mktemp("mapped")
+    truth = np.zeros((96, 128), dtype=np.uint8)
+    truth[20:60, 30:70] = truth[70:90, 100:120] = 1
+    classes = truth.copy()
+    classes[20:60, 30:40] = 0
+    classes[:10] = 255
+    path = write_map(folder / "map.zarr", classes)
+    left, top = 640.0, 3200.0
+    fields = [
+        shapely.box(left + GSD_M * 30, top - GSD_M * 60, left + GSD_M * 70, top - GSD_M * 20),
+        shapely.box(left + GSD_M * 100, top - GSD_M * 90, left + GSD_M * 120, top - GSD_M * 70),
+    ]
+    frame = gpd.GeoDataFrame({"crop": ["wheat", "maize"]}, geometry=fields, crs="EPSG:25831")
+    frame.to_file(folder / "fields.gpkg")
+    labels = {
+        "kind": "vector", "file": str(folder / "fields.gpkg"), "attribute": "crop",
+        "classes": {"wheat": 1, "maize": 1}, "background": 0,
+    }  # fmt: skip
+    samples = {"path": str(folder / "chips.zarr"), "labels": labels}
+    recipe = write_recipe(folder / "recipe.yaml", **NDVI, samples=samples)
+    return recipe, path, classes, truth
+
+
+def test_a_map_is_scored_on_the_recipe_s_cluster(mapped, tmp_path, capsys) -> None:
+    recipe, path, classes, truth = mapped
+    out = tmp_path / "scores"
+    code, text, error = call(
+        capsys, "evaluate", str(recipe), "--map", path + "/", "--out", str(out), "--json",
+        "--instances",
+    )  # fmt: skip
+    assert code == 0, error
+    (model,) = json.loads(text)["models"]
+    seen = classes != 255
+    expected = [[int(((truth == i) & (classes == j) & seen).sum()) for j in (0, 1)] for i in (0, 1)]
+    assert model["classes"]["confusion"] == expected
+    assert model["instances"]["matched"] == 2
+    assert (out / "confusion.png").read_bytes()[:4] == b"\x89PNG"
+    # Only the smaller field.
+    left, top = 640.0, 3200.0
+    area = shapely.box(left + GSD_M * 95, top - GSD_M * 96, left + GSD_M * 128, top - GSD_M * 65)
+    gpd.GeoSeries([area], crs="EPSG:25831").to_file(tmp_path / "area.gpkg")
+    code, text, _ = call(
+        capsys, "evaluate", str(recipe), "--map", path, "--area", str(tmp_path / "area.gpkg"),
+        "--json",
+    )  # fmt: skip
+    (model,) = json.loads(text)["models"]
+    assert model["classes"]["accuracy"] == 1
+    assert model["classes"]["pixels"] == 31 * 33
+
+
+def test_a_map_is_scored_inside_a_split(mapped, tmp_path, capsys) -> None:
+    recipe, path, classes, _ = mapped
+    left, top = 640.0, 3200.0
+    halves = [
+        shapely.box(left, top - GSD_M * 96, left + GSD_M * 64, top),
+        shapely.box(left + GSD_M * 60, top - GSD_M * 96, left + GSD_M * 128, top),
+    ]
+    file = tmp_path / "splits.gpkg"
+    gpd.GeoDataFrame({"split": ["train", "test"]}, geometry=halves, crs=25831).to_file(file)
+    found = {}
+    for split in ("train", "test"):
+        code, text, error = call(
+            capsys, "evaluate", str(recipe), "--map", path, "--split", split, "--json", "--set",
+            f"samples.split={{kind: polygons, file: {file}}}",
+        )  # fmt: skip
+        assert code == 0, error
+        found[split] = json.loads(text)["models"][0]["mapped_px"]
+    # Where the two overlap, the later split counts.
+    seen = classes != 255
+    assert found == {"train": seen[:, :60].sum(), "test": seen[:, 60:].sum()}
+
+
+def test_a_reference_sample_on_the_recipe_s_cluster(mapped, tmp_path, capsys) -> None:
+    recipe, path, classes, truth = mapped
+    rng = np.random.default_rng(0)
+    rows, cols = rng.integers(10, 96, 200), rng.integers(0, 128, 200)
+    points = gpd.GeoSeries.from_xy(
+        640 + GSD_M * (cols + 0.5), 3200 - GSD_M * (rows + 0.5), crs="EPSG:25831"
+    )
+    names = np.array(["other", "cropland"])[truth[rows, cols]]
+    file = tmp_path / "points.fgb"
+    gpd.GeoDataFrame({"land": names}, geometry=points).to_crs(4326).to_file(file)
+    code, text, error = call(
+        capsys, "evaluate", str(recipe), "--map", path, "--reference", str(file), "--attribute",
+        "land", "--out", str(tmp_path / "out"), "--json",
+    )  # fmt: skip
+    assert code == 0, error
+    sample = json.loads(text)["models"][0]["sample"]
+    found, mapped_ha = sample["class_areas_ha"][1], sample["mapped_ha"][1]
+    true_ha = truth[10:].sum() * GSD_M**2 / 10_000
+    assert abs(found["value"] - true_ha) < 1.5 * found["half_width"]
+    assert mapped_ha == pytest.approx((classes == 1).sum() * GSD_M**2 / 10_000)
+    assert "user's accuracy" in (tmp_path / "out" / "scores.md").read_text()
+    assert "user's accuracy" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--area", "x.gpkg"], "--area: needs --map"),
+        (["--reference", "x.gpkg"], "--reference: needs --map"),
+        (["--map", "MAP", "--baseline", "ndvi"], "--baseline: scores chips, not a map"),
+        (["--map", "MAP", "--stratum", "x"], "--stratum: needs --reference"),
+        (["--map", "MAP", "--reference", "x.gpkg", "--instances"], "--instances: is not for a ref"),
+        (["--map", "MAP", "--reference", "x.gpkg"], "--reference x.gpkg: no such file"),
+        (["--map", "nothing.zarr"], "nothing.zarr: there is no map here"),
+        (["--map", "MAP", "--set", "samples.labels.file=x.gpkg"], "samples.labels.file: "),
+        (["--map", "MAP", "--set", "model={name: bicubic}"], "model.legend has none"),
+    ],
+)
+def test_options_that_do_not_go_together(mapped, capsys, arguments, message) -> None:
+    recipe, path, _, _ = mapped
+    arguments = [path if argument == "MAP" else argument for argument in arguments]
+    code, _, error = call(capsys, "evaluate", str(recipe), *arguments)
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
