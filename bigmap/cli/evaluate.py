@@ -115,11 +115,12 @@ def evaluate_command(
     """
     of_chips = {"--weights": weights, "--baseline": baselines, "--dates": dates,
                 "--register": register}  # fmt: skip
+    of_maps = {"--area": area, "--reference": reference, "--cluster": cluster}
     of_points = {"--stratum": stratum, "--stratum-areas": stratum_areas}
     _refuse_options(
         {
             "scores chips, not a map": of_chips if map_path else {},
-            "needs --map": {} if map_path else {"--area": area, "--reference": reference},
+            "needs --map": {} if map_path else of_maps,
             "needs --reference": {} if reference else of_points,
             "is not for a reference sample": {"--instances": instances} if reference else {},
             "needs --stratum": {"--stratum-areas": stratum_areas} if stratum is None else {},

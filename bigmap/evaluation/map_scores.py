@@ -74,23 +74,16 @@ def score_map(
     BigmapError
         If the map or the labels do not fit the recipe; the message names the field.
     """
-    if recipe.samples is None or recipe.samples.labels is None:
-        raise SamplesError(
-            "samples.labels: is missing from the recipe; a map is scored against labels"
-        )
+    labels_kind = _find_labels(recipe)
     grids = open_grids(path)
-    legend = grids[0].legend
     notes = check_legend(recipe, grids)
-    if instances and len(legend) != 2:
-        raise SamplesError(
-            f"--instances: instances are those of the second of two classes, but the map has "
-            f"{len(legend)}"
-        )
+    if instances:
+        _refuse_instances(grids[0].legend)
     areas = find_areas(grids, area_file, find_geometry)
-    open_reader = open_reader or partial(open_map_labels, recipe)
+    readers, unlabelled = _open_readers(grids, open_reader or partial(open_map_labels, recipe))
     tasks = [
-        CountTask(grid, area, open_reader(grid), with_instances=instances)
-        for grid, area in zip(grids, areas, strict=True)
+        CountTask(grid, area, reader, with_instances=instances)
+        for grid, area, reader in zip(grids, areas, readers, strict=True)
     ]
     counts = count_grids(tasks, run, advance=advance)
     if not counts.matrix.counts.any():
@@ -98,8 +91,7 @@ def score_map(
             f"samples.labels: no labelled pixel lies on one that {path} has mapped"
             f"{' inside the area asked for' if area_file or find_geometry else ''}"
         )
-    labels = recipe.samples.labels
-    if labels.kind == "simulated":
+    if labels_kind == "simulated":
         notes = (*notes, "The labels are simulated: these scores say nothing about real ground.")
     facts = {"map": path, "mapped_px": int(counts.class_px.sum())}
     scores = ModelScores(
@@ -111,10 +103,46 @@ def score_map(
     return Evaluation(
         title=f"{recipe.title or recipe.name}, {path}",
         models=(scores,),
-        legend=legend,
-        method=_describe_method(grids, labels.kind, area_file, find_geometry is not None),
-        notes=notes,
+        legend=grids[0].legend,
+        method=_describe_method(grids, labels_kind, area_file, find_geometry is not None),
+        notes=(*notes, *unlabelled),
     )
+
+
+def _find_labels(recipe: Recipe) -> str:
+    """Return the kind of a recipe's labels, without which a map cannot be scored."""
+    if recipe.samples is None or recipe.samples.labels is None:
+        raise SamplesError(
+            "samples.labels: is missing from the recipe; a map is scored against labels"
+        )
+    return recipe.samples.labels.kind
+
+
+def _refuse_instances(legend: Sequence[ClassEntry]) -> None:
+    if len(legend) != 2:
+        raise SamplesError(
+            "--instances: instances are those of the second of two classes, but the map has "
+            f"{len(legend)}"
+        )
+
+
+def _open_readers(
+    grids: Sequence[MapGrid], open_reader: OpenLabels
+) -> tuple[list[LabelReader | None], list[str]]:
+    """Open labels on each grid and tell of zones that they miss; one that all miss is refused."""
+    readers: list[LabelReader | None] = []
+    missed: list[SamplesError] = []
+    notes = []
+    for grid in grids:
+        try:
+            readers.append(open_reader(grid))
+        except SamplesError as error:
+            missed.append(error)
+            readers.append(None)
+            notes.append(f"Not scored: {grid.path} ({error})")
+    if len(missed) == len(grids):
+        raise missed[0]
+    return readers, notes
 
 
 def open_map_labels(recipe: Recipe, grid: MapGrid) -> LabelReader:

@@ -42,10 +42,9 @@ def write_reports(evaluation: Evaluation, folder: str | Path) -> list[Path]:
         files = [out / "scores.json", out / "scores.md"]
         files[0].write_text(json.dumps(evaluation.to_dict(), indent=1, allow_nan=False) + "\n")
         files[1].write_text(format_markdown(evaluation))
-        for position, model in enumerate(evaluation.models):
+        for model, name in zip(evaluation.models, _name_pictures(evaluation), strict=True):
             if model.classes is not None:
-                name = "confusion" if position == 0 else f"confusion-{_slug(model.label)}"
-                files.append(out / f"{name}.png")
+                files.append(out / name)
                 draw_confusion(model, evaluation.legend).savefig(files[-1], facecolor="white")
     except OSError as error:
         raise OutputError(f"--out {out}: cannot be written ({error.strerror or error})") from None
@@ -206,5 +205,11 @@ def format_count(count: int) -> str:
     return str(count)
 
 
-def _slug(label: str) -> str:
-    return re.sub(r"[^0-9A-Za-z]+", "-", label.rpartition("/")[2]).strip("-").lower() or "model"
+def _name_pictures(evaluation: Evaluation) -> list[str]:
+    """Return a file name for each model: plain for the first, and no name twice."""
+    names = ["confusion.png"]
+    for position, model in enumerate(evaluation.models[1:], start=1):
+        slug = re.sub(r"[^0-9A-Za-z]+", "-", model.label.rpartition("/")[2]).strip("-").lower()
+        name = f"confusion-{slug or position}.png"
+        names.append(name if name not in names else f"confusion-{slug}-{position}.png")
+    return names

@@ -43,14 +43,17 @@ def test_a_model_and_baselines_stand_in_one_table(recipe: Path, tmp_path: Path, 
     out = tmp_path / "scores"
     baseline = "ndvi:threshold=-0.9"
     code, text, _ = call(
-        capsys, "evaluate", str(recipe), "--baseline", baseline, "--out", str(out), "--json"
-    )
+        capsys, "evaluate", str(recipe), "--baseline", baseline, "--out", str(out), "--json",
+        "--dates", "2", "--instances",
+    )  # fmt: skip
     assert code == 0
     printed = json.loads(text)
     assert printed == json.loads((out / "scores.json").read_text())
     first, second = printed["models"]
     # 4 chips of 256 px without one row of 16; 2 columns of 16 px are wrong.
     assert first["classes"]["pixels"] == 4 * 256 - 16
+    assert first["max_dates"] == 2
+    assert first["instances"]["predicted"] > 0
     assert first["classes"]["accuracy"] == pytest.approx(1 - 32 / 1008)
     confusion = np.array(second["classes"]["confusion"])
     assert confusion[:, 0].sum() == 0, "everything is above the threshold"
@@ -172,39 +175,6 @@ def test_a_map_is_scored_on_the_recipe_s_cluster(mapped, tmp_path, capsys) -> No
     assert model["classes"]["confusion"] == expected
     assert model["instances"]["matched"] == 2
     assert (out / "confusion.png").read_bytes()[:4] == b"\x89PNG"
-    # Only the smaller field.
-    left, top = 640.0, 3200.0
-    area = shapely.box(left + GSD_M * 95, top - GSD_M * 96, left + GSD_M * 128, top - GSD_M * 65)
-    gpd.GeoSeries([area], crs="EPSG:25831").to_file(tmp_path / "area.gpkg")
-    code, text, _ = call(
-        capsys, "evaluate", str(recipe), "--map", path, "--area", str(tmp_path / "area.gpkg"),
-        "--json",
-    )  # fmt: skip
-    (model,) = json.loads(text)["models"]
-    assert model["classes"]["accuracy"] == 1
-    assert model["classes"]["pixels"] == 31 * 33
-
-
-def test_a_map_is_scored_inside_a_split(mapped, tmp_path, capsys) -> None:
-    recipe, path, classes, _ = mapped
-    left, top = 640.0, 3200.0
-    halves = [
-        shapely.box(left, top - GSD_M * 96, left + GSD_M * 64, top),
-        shapely.box(left + GSD_M * 60, top - GSD_M * 96, left + GSD_M * 128, top),
-    ]
-    file = tmp_path / "splits.gpkg"
-    gpd.GeoDataFrame({"split": ["train", "test"]}, geometry=halves, crs=25831).to_file(file)
-    found = {}
-    for split in ("train", "test"):
-        code, text, error = call(
-            capsys, "evaluate", str(recipe), "--map", path, "--split", split, "--json", "--set",
-            f"samples.split={{kind: polygons, file: {file}}}",
-        )  # fmt: skip
-        assert code == 0, error
-        found[split] = json.loads(text)["models"][0]["mapped_px"]
-    # Where the two overlap, the later split counts.
-    seen = classes != 255
-    assert found == {"train": seen[:, :60].sum(), "test": seen[:, 60:].sum()}
 
 
 def test_a_reference_sample_on_the_recipe_s_cluster(mapped, tmp_path, capsys) -> None:
@@ -235,6 +205,7 @@ def test_a_reference_sample_on_the_recipe_s_cluster(mapped, tmp_path, capsys) ->
     ("arguments", "message"),
     [
         (["--area", "x.gpkg"], "--area: needs --map"),
+        (["--cluster", "local"], "--cluster: needs --map"),
         (["--reference", "x.gpkg"], "--reference: needs --map"),
         (["--map", "MAP", "--baseline", "ndvi"], "--baseline: scores chips, not a map"),
         (["--map", "MAP", "--stratum", "x"], "--stratum: needs --reference"),

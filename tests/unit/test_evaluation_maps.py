@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bigmap.config import parse_recipe
 from bigmap.errors import OutputError, RecipeError, SamplesError
-from bigmap.evaluation.map_scores import score_map
+from bigmap.evaluation.map_scores import score_map, split_geometry
 from bigmap.evaluation.maps import CountTask, count_map, join_area, list_blocks, open_grids
 from bigmap.grid import Area
 from bigmap.metrics import ConfusionMatrix, InstanceParts
@@ -173,6 +173,51 @@ def test_maps_and_recipes_that_do_not_fit(whole, tmp_path) -> None:
     empty = write_map(tmp_path / "empty.zarr", np.full((32, 32), 255, dtype=np.uint8))
     with pytest.raises(SamplesError, match=r"no labelled pixel lies on one that .* has mapped"):
         score_map(make_recipe(), empty, **common)
+
+
+def test_only_pixels_inside_a_split_count(whole, tmp_path) -> None:
+    classes, path, _ = whole
+    west, _, _, north = open_grids(path)[0].bounds
+    halves = [
+        shapely.box(west, north - 480, west + 320, north),
+        shapely.box(west + 300, north - 480, west + 640, north),
+    ]
+    file = tmp_path / "splits.gpkg"
+    gpd.GeoDataFrame({"split": ["train", "test"]}, geometry=halves, crs=25831).to_file(file)
+    samples = {**LABELS, "split": {"kind": "polygons", "file": str(file)}}
+    recipe = parse_recipe(raw_recipe(samples=samples))
+    found = [
+        score_map(
+            recipe, path, open_reader=lambda grid: PlaceLabels(), run=map,
+            find_geometry=split_geometry(recipe, split),
+        ).models[0].facts["mapped_px"]
+        for split in ("train", "test")
+    ]  # fmt: skip
+    # Where the two overlap, the later split counts.
+    assert found == [(classes[:, :60] != 255).sum(), (classes[:, 60:] != 255).sum()]
+    with pytest.raises(RecipeError, match="--split: does not meet the map"):
+        score_map(
+            recipe, path, open_reader=lambda grid: PlaceLabels(), run=map,
+            find_geometry=split_geometry(recipe, "validation"),
+        )  # fmt: skip
+    with pytest.raises(SamplesError, match="samples: is missing"):
+        split_geometry(parse_recipe(raw_recipe()), "test")
+
+
+def test_a_zone_that_labels_miss_is_told(tmp_path) -> None:
+    maps = {"31n": draw_classes((32, 64), 1), "32n": draw_classes((64, 32), 2)}
+    path = write_zones(tmp_path / "zones.zarr", maps)
+
+    def open_reader(grid):
+        if grid.crs == "EPSG:32632":
+            raise SamplesError("samples.labels.file: x.gpkg: does not meet the area")
+        return PlaceLabels()
+
+    scores = score_map(make_recipe(), path, open_reader=open_reader, run=map)
+    expected = expect(maps["31n"], f"{path}/utm31n")[0]
+    assert scores.models[0].classes is not None
+    np.testing.assert_array_equal(scores.models[0].classes.confusion, expected)
+    assert scores.notes[-1].startswith(f"Not scored: {path}/utm32n (samples.labels.file: x.gpkg")
 
 
 def test_notes_tell_of_simulated_scenes(tmp_path) -> None:
