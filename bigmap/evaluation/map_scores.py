@@ -93,12 +93,11 @@ def score_map(
         )
     if labels_kind == "simulated":
         notes = (*notes, "The labels are simulated: these scores say nothing about real ground.")
-    facts = {"map": path, "mapped_px": int(counts.class_px.sum())}
     scores = ModelScores(
         label=recipe.model.name,
         classes=counts.matrix.compute(),
         instances=counts.instances.compute() if counts.instances is not None else None,
-        facts=facts,
+        facts={"map": path, "mapped_px": int(counts.class_px.sum())},
     )
     return Evaluation(
         title=f"{recipe.title or recipe.name}, {path}",
