@@ -13,7 +13,7 @@ from rich.console import Console
 from bigmap import api
 from bigmap.config import load_recipe
 from bigmap.progress import format_duration
-from bigmap.training import TrainingProgress, TrainingSummary
+from bigmap.training import TrainingProgress, TrainingSummary, find_rank
 
 SIMULATED = (
     "note: the chips are of simulated scenes; weights trained on them know no real place, and "
@@ -49,9 +49,11 @@ def train_command(
         overwrite=overwrite,
         reporter=TrainingProgress(console),
     )
-    if as_json:
-        typer.echo(json.dumps(asdict(summary) | {"exit_code": summary.exit_code}))
-    show_training(console, summary)
+    rank = find_rank()
+    if rank is None or rank.is_first:
+        if as_json:
+            typer.echo(json.dumps(asdict(summary) | {"exit_code": summary.exit_code}))
+        show_training(console, summary)
     raise typer.Exit(summary.exit_code)
 
 

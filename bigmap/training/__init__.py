@@ -2,6 +2,7 @@
 
 from bigmap.training.loop import TrainingSummary
 from bigmap.training.progress import SilentTraining, TrainingProgress, TrainingReporter
+from bigmap.training.ranks import find_rank
 from bigmap.training.starting import train_recipe
 
 __all__ = [
@@ -9,5 +10,6 @@ __all__ = [
     "TrainingProgress",
     "TrainingReporter",
     "TrainingSummary",
+    "find_rank",
     "train_recipe",
 ]

@@ -19,7 +19,6 @@ from bigmap.machine import count_cores, machine_memory_gb
 from bigmap.models import NetworkModel, Training
 from bigmap.training.augmenting import order_chips
 from bigmap.training.batches import Batch, ChipFeed
-from bigmap.training.folder import TrainingFolder
 from bigmap.training.logs import TrainingLog
 from bigmap.training.norms import synchronise_norms
 from bigmap.training.optimising import MovingAverage, Schedule, clip_gradients, make_optimiser
@@ -139,7 +138,7 @@ class Trainer:
         self.job, self.link, self.device = job, link, device
         self.settings = job.settings
         self.reporter, self.should_stop = reporter, should_stop
-        self.folder = TrainingFolder(job.settings.weights)
+        self.folder = job.folder
         self.position = Position()
         self.log: TrainingLog | None = None
         self.model = job.build_model()

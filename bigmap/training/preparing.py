@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from bigmap.models.layers import BandStatistics
 from bigmap.models.shiftnet import SIDE_PX
 from bigmap.planning import model_choice
 from bigmap.training.batches import Batch, ChipFeed, ChipView
+from bigmap.training.folder import TrainingFolder
 from bigmap.training.objectives import Objective, make_objective
 from bigmap.training.optimising import has_segmenter
 
@@ -59,9 +59,9 @@ class TrainingJob:
         return len(self.train) // self.settings.batch_chips
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> TrainingFolder:
         """The run folder, beside the weights."""
-        return run_folder_of(self.settings.weights)
+        return TrainingFolder(self.settings.weights)
 
     @property
     def class_weights(self) -> Tensor | None:
@@ -103,12 +103,6 @@ class TrainingJob:
             self.chips, self.view, augment=self.settings.augment, seed=self.settings.seed,
             threads=threads, cache_bytes=cache_bytes, pin=pin,
         )  # fmt: skip
-
-
-def run_folder_of(weights: str | Path) -> Path:
-    """Return the run folder of a weights file."""
-    path = Path(weights)
-    return path.with_name(f"{path.stem}.run")
 
 
 @torch.no_grad()

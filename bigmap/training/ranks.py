@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-import ipaddress
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from bigmap.errors import LostRankError, TrainingError
 
 LOOPBACK = "127.0.0.1"
 TIMEOUT_VARIABLE = "BIGMAP_TRAIN_TIMEOUT_S"
+STORE_VARIABLE = "BIGMAP_TRAIN_STORE_FD"
+"""The socket on which the first process listens, where whoever started it has opened it."""
 TIMEOUT_S = 300.0
 """For which a process waits for the others; whoever is silent for longer is lost."""
 JOIN_S = 600.0
@@ -159,7 +161,7 @@ class Link:
     def copy_first(self, tensors: Iterable[Tensor]) -> None:
         """Give all processes the tensors of the first one."""
         if self.world > 1:
-            with explain_loss():
+            with explain_loss(), torch.no_grad():
                 for tensor in tensors:
                     dist.broadcast(tensor, src=0)
 
@@ -215,26 +217,35 @@ def open_link(rank: Rank, device: torch.device) -> Iterator[Link]:
             os.environ.setdefault(name, "lo")
     timeout = dt.timedelta(seconds=float(os.environ.get(TIMEOUT_VARIABLE, TIMEOUT_S)))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    listener = _listen(rank) if rank.is_first and not rank.is_hosted else None
     try:
         with explain_loss():
-            store = dist.TCPStore(  # type: ignore[attr-defined]
-                rank.address, rank.port, rank.world,
-                is_master=listener is not None,
-                timeout=dt.timedelta(seconds=JOIN_S),
-                master_listen_fd=None if listener is None else listener.detach(),
-            )  # fmt: skip
-            dist.init_process_group(
-                backend, store=store, rank=rank.rank, world_size=rank.world, timeout=timeout
-            )
+            if rank.is_hosted:
+                dist.init_process_group(backend, timeout=timeout)
+            else:
+                dist.init_process_group(
+                    backend, store=_open_store(rank), rank=rank.rank, world_size=rank.world,
+                    timeout=timeout,
+                )  # fmt: skip
         yield Link(rank)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
+def _open_store(rank: Rank) -> Any:
+    listener = _listen(rank) if rank.is_first else None
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        rank.address, rank.port, rank.world,
+        is_master=listener is not None,
+        timeout=dt.timedelta(seconds=JOIN_S),
+        master_listen_fd=None if listener is None else listener.detach(),
+    )  # fmt: skip
+
+
 def _listen(rank: Rank) -> socket.socket:
     """Listen on one address, where PyTorch would on all of the machine."""
+    if STORE_VARIABLE in os.environ:
+        return socket.socket(fileno=int(os.environ[STORE_VARIABLE]))
     try:
         family, kind, _, _, place = socket.getaddrinfo(
             rank.address, rank.port, type=socket.SOCK_STREAM
@@ -249,18 +260,3 @@ def _listen(rank: Rank) -> socket.socket:
         ) from None
     listener.listen()
     return listener
-
-
-def is_loopback(address: str) -> bool:
-    """Tell whether an address is of this machine only."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
-
-
-def find_free_port(address: str = LOOPBACK) -> int:
-    """Return a port on which nobody listens at present."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])

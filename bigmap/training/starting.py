@@ -8,12 +8,13 @@ from collections.abc import Callable
 import torch
 
 from bigmap.config import Recipe
+from bigmap.errors import TrainingError
 from bigmap.machine import count_cores, count_gpus
-from bigmap.training.folder import TrainingFolder
+from bigmap.training.launching import launch
 from bigmap.training.loop import Trainer, TrainingSummary
 from bigmap.training.preparing import TrainingJob, check_parts, prepare_training
 from bigmap.training.progress import SilentTraining, TrainingReporter
-from bigmap.training.ranks import Rank, find_rank, open_link
+from bigmap.training.ranks import Link, Rank, find_rank, open_link
 from bigmap.training.stopping import note_signals
 
 
@@ -49,11 +50,20 @@ def train_recipe(
     reporter = reporter or SilentTraining()
     rank = find_rank()
     job = prepare_training(recipe)
-    wanted = rank.world if rank else processes or max(1, count_gpus())
-    check_parts(job.settings, world=wanted)
-    resuming = TrainingFolder(job.settings.weights).check(resume=resume, overwrite=overwrite)
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        resume, overwrite = True, False
     with note_signals() as flag:
-        return run_rank(job, rank or Rank(), resume=resuming, reporter=reporter, should_stop=flag)
+        if rank is None and (wanted := processes or max(1, count_gpus())) > 1:
+            check_parts(job.settings, world=wanted)
+            job.folder.check(resume=resume, overwrite=overwrite)
+            return launch(
+                recipe, processes=wanted, resume=resume, overwrite=overwrite, reporter=reporter,
+                should_stop=flag,
+            )  # fmt: skip
+        return run_rank(
+            job, rank or Rank(), resume=resume, overwrite=overwrite, reporter=reporter,
+            should_stop=flag,
+        )  # fmt: skip
 
 
 def run_rank(
@@ -61,10 +71,11 @@ def run_rank(
     rank: Rank,
     *,
     resume: bool,
+    overwrite: bool,
     reporter: TrainingReporter,
     should_stop: Callable[[], bool],
 ) -> TrainingSummary:
-    """Train as one process of all; see :class:`~bigmap.training.loop.Trainer`."""
+    """Train as one process of all; see :func:`train_recipe`."""
     device = choose_device(rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -72,8 +83,29 @@ def run_rank(
     elif "OMP_NUM_THREADS" not in os.environ or rank.local_world > 1:
         torch.set_num_threads(max(1, count_cores() // rank.local_world))
     with open_link(rank, device) as link:
-        trainer = Trainer(job, link, device, reporter=reporter, should_stop=should_stop)
-        return trainer.run(resume=resume)
+        resuming = _check_folder(job, link, resume=resume, overwrite=overwrite)
+        trainer = Trainer(
+            job, link, device,
+            reporter=reporter if rank.is_first else SilentTraining(), should_stop=should_stop,
+        )  # fmt: skip
+        return trainer.run(resume=resuming)
+
+
+def _check_folder(job: TrainingJob, link: Link, *, resume: bool, overwrite: bool) -> bool:
+    """Let the first process look at the place of the weights, and tell all whether to resume."""
+    refusal: TrainingError | None = None
+    verdict = torch.zeros(2)
+    if link.rank.is_first:
+        try:
+            verdict[0] = float(job.folder.check(resume=resume, overwrite=overwrite))
+        except TrainingError as error:
+            refusal, verdict[1] = error, 1.0
+    link.sum(verdict)
+    if refusal is not None:
+        raise refusal
+    if verdict[1]:
+        raise TrainingError("the first process cannot start; it says why")
+    return bool(verdict[0])
 
 
 def choose_device(rank: Rank) -> torch.device:
