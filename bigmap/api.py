@@ -40,7 +40,7 @@ from bigmap.samples import (
 )
 from bigmap.staging import JOBS, StageSummary, read_staged, stage_plan, use_staged
 from bigmap.store import open_map
-from bigmap.training import TrainingReporter, TrainingSummary, train_recipe
+from bigmap.training import TrainingReporter, TrainingSummary, train_on_cluster, train_recipe
 from bigmap.zones import ZonePlans, is_utm, plan_zones, run_zones
 
 __all__ = [
@@ -237,6 +237,7 @@ def train(
     recipe: Recipe,
     *,
     processes: int | None = None,
+    on_cluster: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     reporter: TrainingReporter | None = None,
@@ -249,6 +250,8 @@ def train(
         Its ``model``, ``samples`` and ``training`` count.
     processes
         On this machine; by default one for each GPU, or one.
+    on_cluster
+        Train by one process on each worker of the recipe's cluster instead.
     resume
         Go on with the run beside ``training.weights`` if there is one.
     overwrite
@@ -266,6 +269,8 @@ def train(
     BigmapError
         If the recipe cannot work, or the place of the weights is taken.
     """
+    if on_cluster:
+        return train_on_cluster(recipe, resume=resume, overwrite=overwrite, reporter=reporter)
     return train_recipe(
         recipe, processes=processes, resume=resume, overwrite=overwrite, reporter=reporter
     )

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from bigmap import api
 from bigmap.config import load_recipe
+from bigmap.errors import TrainingError
 from bigmap.progress import format_duration
 from bigmap.training import TrainingProgress, TrainingSummary, find_rank
 
@@ -31,6 +32,12 @@ def train_command(
         int | None,
         typer.Option(min=1, help="Processes on this machine; by default one for each GPU."),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster", metavar="FILE", help="One process on each worker of this cluster instead."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
@@ -40,11 +47,14 @@ def train_command(
     The best weights go to training.weights; checkpoints, logs and pictures to the folder beside
     them that ends in .run.
     """
-    loaded = load_recipe(recipe, settings)
+    if processes is not None and cluster is not None:
+        raise TrainingError("--processes and --cluster contradict each other; give one")
+    loaded = load_recipe(recipe, settings, cluster=cluster)
     console = Console(highlight=False, stderr=as_json, soft_wrap=True)
     summary = api.train(
         loaded,
         processes=processes,
+        on_cluster=cluster is not None,
         resume=resume,
         overwrite=overwrite,
         reporter=TrainingProgress(console),

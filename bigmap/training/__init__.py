@@ -1,6 +1,7 @@
 """Training: chips -> weights, on one device or on many."""
 
 from bigmap.training.loop import TrainingSummary
+from bigmap.training.on_cluster import train_on_cluster
 from bigmap.training.progress import SilentTraining, TrainingProgress, TrainingReporter
 from bigmap.training.ranks import find_rank
 from bigmap.training.starting import train_recipe
@@ -11,5 +12,6 @@ __all__ = [
     "TrainingReporter",
     "TrainingSummary",
     "find_rank",
+    "train_on_cluster",
     "train_recipe",
 ]

@@ -14,7 +14,7 @@ from dataclasses import asdict
 
 from bigmap.config import parse_recipe
 from bigmap.errors import BigmapError, LostRankError
-from bigmap.training.launching import RelayingReporter
+from bigmap.training.relaying import RelayingReporter
 from bigmap.training.starting import train_recipe
 
 STOPPED = 75
