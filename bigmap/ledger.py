@@ -89,8 +89,13 @@ class Ledger:
     def append(self, record: BlockRecord) -> None:
         """Add a record; it is on disk after the next flush."""
         self.unwritten.append(record)
-        late = time.monotonic() - self.flushed > FLUSH_S
-        if len(self.unwritten) >= FLUSH_RECORDS or late:
+        if len(self.unwritten) >= FLUSH_RECORDS:
+            self.flush()
+        self.flush_late()
+
+    def flush_late(self) -> None:
+        """Write what has waited for long: the next record may be hours away."""
+        if self.unwritten and time.monotonic() - self.flushed > FLUSH_S:
             self.flush()
 
     def flush(self) -> None:

@@ -340,6 +340,7 @@ class BlockDriver:
                 for future in self._wait_for_some():
                     block, attempt = self.flying.pop(future)
                     self._settle(future, block, attempt)
+                self.ledger.flush_late()
                 self._refill(source)
                 if self.lease.is_lost:
                     raise LeaseError(f"{self.lease.path}: another run took this output over")

@@ -122,3 +122,15 @@ def test_a_driver_notices_that_its_lease_was_taken(tmp_path, monkeypatch):
     lease.release()
     filesystem, root = fsspec.core.url_to_fs(str(tmp_path))
     assert read_lease(filesystem, f"{root}/lease.json").owner == "other"
+
+
+def test_a_record_that_waits_is_written_without_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "FLUSH_S", 1e9)
+    book = Ledger(str(tmp_path))
+    book.append(BlockRecord("r1c1", "done"))
+    assert Ledger(str(tmp_path)).latest() == {}
+    book.flush_late()
+    assert Ledger(str(tmp_path)).latest() == {}
+    monkeypatch.setattr(ledger, "FLUSH_S", 0.0)
+    book.flush_late()
+    assert set(Ledger(str(tmp_path)).latest()) == {"r1c1"}
