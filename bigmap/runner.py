@@ -61,6 +61,7 @@ RETRY_DELAY_S = 5.0
 IN_FLIGHT_PER_SLOT = 2
 COUNT_WORKERS_S = 5.0
 TICK_S = 5.0
+BRING_ROUNDS = 10
 FINAL_STATES = ("done", "empty")
 REDO_STATES = ("failed", "degraded")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -334,7 +335,7 @@ class BlockDriver:
         source = iter(todo)
         try:
             self.client.subscribe_topic(self.plugin, self._receive)
-            self.client.register_plugin(_JobPlugin(self.plugin, job, task, threads))
+            self._bring(_JobPlugin(self.plugin, job, task, threads))
             self._refill(source)
             while self.flying or self.waiting or self.suspects:
                 for future in self._wait_for_some():
@@ -350,6 +351,17 @@ class BlockDriver:
             ) from error
         finally:
             self._stop()
+
+    def _bring(self, plugin: _JobPlugin) -> None:
+        """Bring the job to the workers; one that is lost at that moment costs another round."""
+        for is_last in (*[False] * BRING_ROUNDS, True):
+            try:
+                self.client.register_plugin(plugin)
+            except (CommClosedError, TimeoutError, OSError):
+                if is_last or self.client.status != "running":
+                    raise
+            else:
+                return
 
     def _stop(self) -> None:
         if self.client.status != "running":

@@ -7,11 +7,12 @@ import signal
 from pathlib import Path
 
 import pytest
+from distributed.comm import CommClosedError
 
 from bigmap.clusters import open_cluster
 from bigmap.config import parse_recipe
 from bigmap.ledger import Ledger
-from bigmap.runner import run_plan
+from bigmap.runner import _Driver, run_plan
 from bigmap.runs import RunFolder
 from tests.integration.test_bounded import do_nothing, make_plan
 
@@ -44,3 +45,29 @@ def test_a_lost_worker_is_no_failure_of_its_block(tmp_path, monkeypatch, kills, 
     assert record.attempts == 1
     if state == "failed":
         assert "2 workers were lost while they had it" in record.error
+
+
+class LosesAWorker:
+    """A client one of whose workers is lost whenever a plugin is brought, so often."""
+
+    def __init__(self, losses: int, status: str = "running") -> None:
+        self.losses, self.status, self.calls = losses, status, 0
+
+    def register_plugin(self, plugin) -> None:
+        self.calls += 1
+        if self.calls <= self.losses:
+            raise CommClosedError("in <TCP (closed)>: Stream is closed")
+
+
+@pytest.mark.parametrize(
+    ("losses", "status", "calls"), [(2, "running", 3), (99, "running", 11), (99, "closed", 1)]
+)
+def test_a_worker_lost_while_the_job_is_brought_is_no_lost_cluster(tmp_path, losses, status, calls):
+    client = LosesAWorker(losses, status)
+    driver = _Driver(make_plan(tmp_path, 64), client, None, None, None, None)
+    if losses < calls:
+        driver._bring(None)
+    else:
+        with pytest.raises(CommClosedError):
+            driver._bring(None)
+    assert client.calls == calls
