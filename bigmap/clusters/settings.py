@@ -30,12 +30,19 @@ ENVIRONMENT = {
 }
 
 
+KEEP_LOST = {
+    # A lost worker's nanny starts another; Dask's cluster would end that nanny, for good, where the
+    # new worker does not happen to be there some seconds after the loss. Our choice: never.
+    "distributed.deploy.lost-worker-timeout": "1000 days"
+}
+
+
 def local_config() -> dict[str, Any]:
     """Return Dask's configuration for a cluster whose workers inherit it from this process."""
     nanny = {
         f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in ENVIRONMENT.items()
     }
-    return WORKER | SCHEDULER | nanny
+    return WORKER | SCHEDULER | KEEP_LOST | nanny
 
 
 def worker_environment(extra: dict[str, Any]) -> dict[str, str]:
