@@ -51,8 +51,8 @@ test-slow: install  ## networks trained and run, processes killed, ten thousand 
 test-services: install install-services  ## tests against a real HTTP server, S3 endpoint and STAC API
 	$(PYTEST) -m 'services and not long' --junitxml $(REPORTS)/services.xml
 
-test-long: install  ## many kills of workers and drivers
-	$(PYTEST) -m long --junitxml $(REPORTS)/long.xml
+test-long: install  ## many kills of workers and drivers, walltimes of a minute
+	$(PYTEST) -m 'long or faults' --junitxml $(REPORTS)/long.xml
 
 bench: install  ## measure; results go to benchmarks/results
 	$(BIN)/python -m benchmarks

@@ -27,6 +27,7 @@ from bigmap.errors import OutputError
 from bigmap.ledger import Ledger
 from bigmap.runner import SilentReporter, run_plan
 from bigmap.runs import RunFolder, read_status
+from tests.integration.gated_model import Gate, install_gated_model
 from tests.integration.local import start_cluster
 from tests.integration.real_scenes import raw_recipe
 
@@ -169,21 +170,38 @@ def test_a_killed_worker_costs_time_only(shared_data, tmp_path, clients):
     assert digest(tmp_path / "b.zarr") == base
 
 
-@pytest.mark.slow
-def test_a_killed_driver_is_resumed_to_the_same_bytes(shared_data, tmp_path, clients):
-    case = "small-conv blend"
-    base = run(make_raw(shared_data, tmp_path / "a.zarr", case), clients(2))
-    raw = make_raw(shared_data, tmp_path / "b.zarr", case, grid__block_px=128)
+@pytest.fixture
+def gated(shared_data, tmp_path, monkeypatch) -> tuple[dict, list[str], Gate]:
+    """A recipe whose blocks wait at a gate, the command that runs it, and the gate."""
+    gate = Gate(tmp_path / "gate")
+    packages = install_gated_model(tmp_path / "packages")
+    monkeypatch.setenv("PYTHONPATH", str(packages), prepend=os.pathsep)
+    raw = make_raw(
+        shared_data, tmp_path / "b.zarr", "small-conv blend", grid__block_px=128
+    ) | {"model": gate.model}  # fmt: skip
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(raw))
-    command = [sys.executable, "-m", "bigmap.cli", "run", str(recipe), "--workers", "1"]
-    folder = RunFolder(raw["output"]["path"])
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    return raw, [sys.executable, "-m", "bigmap.cli", "run", str(recipe), "--workers", "1"], gate
+
+
+def wait_for_a_record(driver: subprocess.Popen, output: str, gate: Gate) -> None:
+    """Let some of the blocks pass, and wait until one is recorded."""
+    folder = RunFolder(output)
+    # Two of the eleven blocks are in hand at a time, and each has six batches at most.
+    gate.let(18)
+    deadline = time.monotonic() + 600
     while not (folder.exists() and Ledger(folder.path).latest()):
-        assert driver.poll() is None, driver.stderr.read()
+        assert driver.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_is_resumed_to_the_same_bytes(shared_data, tmp_path, clients, gated):
+    base = run(make_raw(shared_data, tmp_path / "a.zarr", "small-conv blend"), clients(2))
+    raw, command, gate = gated
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    wait_for_a_record(driver, raw["output"]["path"], gate)
     driver.kill()
     driver.wait()
     status = read_status(raw["output"]["path"])
@@ -193,6 +211,7 @@ def test_a_killed_driver_is_resumed_to_the_same_bytes(shared_data, tmp_path, cli
     refused = subprocess.run(command, check=False, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
+    gate.open()
     resumed = subprocess.run([*command, "--resume"], check=False, capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
     assert f"{status.missing} blocks to do ({status.planned - status.missing} recorded" in (
@@ -247,19 +266,12 @@ def test_a_run_whose_area_changed_under_its_name_is_not_resumed(shared_data, tmp
 
 
 @pytest.mark.slow
-def test_a_stopped_driver_exits_with_75_and_can_be_resumed(shared_data, tmp_path):
-    raw = make_raw(shared_data, tmp_path / "b.zarr", "small-conv blend", grid__block_px=128)
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(raw))
-    command = [sys.executable, "-m", "bigmap.cli", "run", str(recipe), "--workers", "1"]
+def test_a_stopped_driver_exits_with_75_and_can_be_resumed(gated):
+    raw, command, gate = gated
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    folder = RunFolder(raw["output"]["path"])
-    deadline = time.monotonic() + 120
-    while not (folder.exists() and Ledger(folder.path).latest()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_a_record(driver, raw["output"]["path"], gate)
     driver.send_signal(signal.SIGTERM)
-    out, _ = driver.communicate(timeout=60)
+    out, _ = driver.communicate(timeout=600)
     assert driver.returncode == 75, out
     assert "--resume" in out
     status = read_status(raw["output"]["path"])

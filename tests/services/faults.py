@@ -22,6 +22,7 @@ from bigmap.config import parse_recipe
 from bigmap.ledger import Ledger
 from bigmap.runner import run_plan
 from bigmap.runs import RunFolder
+from tests.integration.gated_model import Gate, install_gated_model
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes
 from tests.services.processes import accepts_connections, free_port, running
@@ -45,9 +46,8 @@ class HungryModel(SmallConvModel):
         meals = int(self.meals.read_text())
         if meals:
             self.meals.write_text(str(meals - 1))
-            eaten = []
-            for _ in range(40):
-                eaten.append(torch.ones(25_000_000))
+            eaten = [torch.ones(25_000_000) for _ in range(25)]
+            while True:  # more than its worker may have, until that is seen
                 time.sleep(0.05)
         return super().forward(reflectance, dates, clear)
 '''
@@ -58,6 +58,17 @@ START = (
     "from bigmap.cli import main\nmain()"
 )
 """``bigmap`` with less patience for workers that hang."""
+
+
+def count_records(output: str) -> int:
+    """Return how many blocks of a map are recorded."""
+    folder = RunFolder(output)
+    if not folder.exists():
+        return 0
+    try:
+        return len(Ledger(folder.path).latest())
+    except FileNotFoundError:  # Compacted at this moment.
+        return count_records(output)
 
 
 def make_raw(folder: Path, output: Path, **changes) -> dict:
@@ -84,8 +95,10 @@ class World:
     folder: Path
     expected: dict[str, str] = field(default_factory=dict)
     blocks: int = 0
+    mapped: int = 0
+    """Blocks that the model is asked about, once each; the others are empty."""
     rows: list[tuple[str, ...]] = field(default_factory=list)
-    """Of the table: fault, how often, how it ended, seconds."""
+    """Of the table: fault, how often, blocks, how it ended, same bytes, seconds."""
 
     @classmethod
     def make(cls, folder: Path) -> World:
@@ -99,25 +112,28 @@ class World:
         (metadata / "entry_points.txt").write_text(
             "[bigmap.models]\nhungry = bigmap_hungry:HungryModel\n"
         )
+        install_gated_model(folder / "packages")
         world = cls(folder)
         raw = make_raw(folder, folder / "undisturbed.zarr")
         with start_cluster() as (_, client):
             summary = run_plan(bigmap.plan(parse_recipe(raw)), client)
         assert summary.exit_code == 0
         world.expected = digest(str(folder / "undisturbed.zarr"))
-        world.blocks = summary.planned
+        world.blocks, world.mapped = summary.planned, summary.states["done"]
         return world
 
     def tell(self, fault: str, times: int, end: str, seconds: float) -> None:
-        """Add a line to the table, of a run that ended with the bytes of the undisturbed one."""
-        self.rows.append((fault, str(times), end, f"{seconds:.0f}"))
+        """Add a line to the table, of runs that :meth:`Driver.check` has passed."""
+        self.rows.append((fault, str(times), str(self.blocks), end, "yes", f"{seconds:.0f}"))
 
 
 class Driver:
-    """``bigmap run --resume`` as a process."""
+    """``bigmap run --resume`` as a process; its blocks wait at its gate if it has one."""
 
-    def __init__(self, world: World, output: Path, **changes) -> None:
+    def __init__(self, world: World, output: Path, gate: Gate | None = None, **changes) -> None:
         self.world, self.output = world, output
+        if gate is not None:
+            changes["model"] = gate.model
         recipe = world.folder / f"{output.stem}.yaml"
         recipe.write_text(yaml.safe_dump(make_raw(world.folder, output, **changes)))
         self.log = world.folder / f"{output.stem}.log"
@@ -148,25 +164,19 @@ class Driver:
         return found
 
     def recorded(self) -> int:
-        folder = RunFolder(str(self.output))
-        if not folder.exists():
-            return 0
-        try:
-            return len(Ledger(folder.path).latest())
-        except FileNotFoundError:  # Compacted at this moment.
-            return self.recorded()
+        return count_records(str(self.output))
 
     def is_running(self) -> bool:
         return self.process.poll() is None
 
-    def wait_until(self, is_so: Callable[[], bool], *, limit_s: float = 90) -> None:
+    def wait_until(self, is_so: Callable[[], bool], *, limit_s: float = 600) -> None:
         deadline = time.monotonic() + limit_s
         while not is_so():
             assert self.is_running(), self.said()
             assert time.monotonic() < deadline, self.said()
             time.sleep(0.05)
 
-    def finish(self, *, limit_s: float = 240) -> int:
+    def finish(self, *, limit_s: float = 600) -> int:
         try:
             return self.process.wait(limit_s)
         except psutil.TimeoutExpired:
@@ -193,53 +203,54 @@ def kill_workers(world: World, times: int, rng: random.Random, *, most: int = 5)
     """Kill workers at random moments, a few in each run."""
     start, left, runs = time.monotonic(), times, 0
     while left:
-        driver = Driver(world, world.folder / f"workers-{runs}.zarr").start()
+        gate = Gate(world.folder / f"workers-{runs}.gate")
+        driver = Driver(world, world.folder / f"workers-{runs}.zarr", gate).start()
         runs += 1
-        driver.wait_until(lambda driver=driver: driver.recorded() > 0)
-        killed = 0
-        while left and killed < most:
+        kills = min(left, most)
+        for _ in range(kills):
+            # Some blocks more may pass before each kill, and the last ones after all of them, so
+            # that no run ends before its last kill.
+            gate.let(world.mapped // (kills + 1))
+            driver.wait_until(lambda driver=driver: bool(driver.workers()))
             time.sleep(rng.uniform(0, 2))
-            workers = driver.workers()
-            if not driver.is_running():
-                break
-            if workers:
-                rng.choice(workers).kill()
-                killed, left = killed + 1, left - 1
+            driver.wait_until(lambda driver=driver: bool(driver.workers()))
+            rng.choice(driver.workers()).kill()
+        left -= kills
+        gate.open()
         assert driver.finish() == 0, driver.said()
         driver.check()
     world.tell("SIGKILL of a worker", times, f"done, in {runs} runs", time.monotonic() - start)
 
 
-def kill_drivers(world: World, times: int, rng: random.Random) -> None:
+def kill_drivers(world: World, times: int, rng: random.Random, *, most: int = 5) -> None:
     """Kill drivers at random moments, and resume each time."""
-    start, done, runs = time.monotonic(), 0, 0
-    while done < times:
-        driver = Driver(world, world.folder / f"drivers-{runs}.zarr")
-        runs += 1
-        while True:
+    start, left, maps = time.monotonic(), times, 0
+    while left:
+        gate = Gate(world.folder / f"drivers-{maps}.gate")
+        driver = Driver(world, world.folder / f"drivers-{maps}.zarr", gate)
+        maps += 1
+        kills = min(left, most)
+        for number in range(kills):
             before = driver.recorded()
             driver.start()
-            if done < times:
-                # Every third one soon after its start: while it plans or makes the map.
-                if done % 3:
-                    driver.wait_until(
-                        lambda driver=driver, before=before: driver.recorded() > before
-                    )
-                    time.sleep(rng.uniform(0, 0.5))
-                else:
-                    time.sleep(rng.uniform(2, 8))
-                if driver.is_running():
-                    workers = driver.workers()
-                    driver.process.send_signal(signal.SIGKILL)
-                    driver.process.wait()
-                    done += 1
-                    _gone, alive = psutil.wait_procs(workers, timeout=30)
-                    assert not alive, "workers of a dead driver go too"
-                    continue
-            assert driver.finish() == 0, driver.said()
-            break
+            # Every third one soon after its start: while it plans or makes the map.
+            if number % 3:
+                gate.let(world.mapped // (kills + 1))
+                driver.wait_until(lambda driver=driver, before=before: driver.recorded() > before)
+                time.sleep(rng.uniform(0, 0.5))
+            else:
+                time.sleep(rng.uniform(1, 6))
+            assert driver.is_running(), driver.said()
+            workers = driver.workers()
+            driver.process.send_signal(signal.SIGKILL)
+            driver.process.wait()
+            _gone, alive = psutil.wait_procs(workers, timeout=120)
+            assert not alive, "workers of a dead driver go too"
+        left -= kills
+        gate.open()
+        assert driver.start().finish() == 0, driver.said()
         driver.check()
-    world.tell("SIGKILL of the driver, then --resume", times, f"done, in {runs} maps",
+    world.tell("SIGKILL of the driver, then --resume", times, f"done, in {maps} maps",
                time.monotonic() - start)  # fmt: skip
 
 
@@ -248,7 +259,7 @@ def start_scheduler(world: World) -> Iterator[tuple[str, int]]:
     """Start a scheduler and two workers, each a process; yields address and the former's id."""
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
-    env = {"PYTHONPATH": str(ROOT)}
+    env = {"PYTHONPATH": f"{world.folder / 'packages'}:{ROOT}"}
     dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1"]
     worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1",
               "--memory-limit", "3GB", "--host", "127.0.0.1", "--no-dashboard",
@@ -265,30 +276,33 @@ def start_scheduler(world: World) -> Iterator[tuple[str, int]]:
         yield address, scheduler.pid
 
 
-def kill_scheduler(world: World, rng: random.Random) -> float:
-    """Kill the scheduler of an existing cluster; return how long the driver took to end."""
+def kill_scheduler(world: World, rng: random.Random) -> None:
+    """Kill the scheduler of an existing cluster, and go on with another one."""
     start = time.monotonic()
     output = world.folder / "scheduler.zarr"
+    gate = Gate(world.folder / "scheduler.gate")
+    gate.let(world.mapped // 2)
     for is_first in (True, False):
         with start_scheduler(world) as (address, pid):
-            driver = Driver(world, output, cluster={"kind": "existing", "address": address}).start()
+            place = {"kind": "existing", "address": address}
+            driver = Driver(world, output, gate, cluster=place).start()
             if is_first:
                 driver.wait_until(lambda driver=driver: driver.recorded() > 0)
                 time.sleep(rng.uniform(0, 1))
                 os.kill(pid, signal.SIGKILL)
                 killed = time.monotonic()
-                assert driver.finish(limit_s=90) == 75, driver.said()
+                assert driver.finish() == 75, driver.said()
                 ended_s = time.monotonic() - killed
                 assert "Traceback" not in driver.said()
                 assert "bigmap: the cluster was lost" in driver.last_line()
                 assert 0 < driver.recorded() < world.blocks
             else:
+                gate.open()
                 assert driver.finish() == 0, driver.said()
     driver.check()
     world.tell("SIGKILL of the scheduler of an existing cluster", 1,
                f"exit 75 after {ended_s:.0f} s; resumed on a new one",
                time.monotonic() - start)  # fmt: skip
-    return ended_s
 
 
 def starve_worker(world: World, *, meals: int, name: str) -> None:
@@ -303,6 +317,7 @@ def starve_worker(world: World, *, meals: int, name: str) -> None:
     )  # fmt: skip
     if meals < 10:
         assert driver.start().finish() == 0, driver.said()
+        assert "its worker has left or was lost; sent again" in driver.said()
         end = "done again"
     else:
         assert driver.start("--limit", "1").finish() == 3, driver.said()
@@ -319,12 +334,16 @@ def starve_worker(world: World, *, meals: int, name: str) -> None:
 def stop_worker(world: World, rng: random.Random) -> None:
     """Let a worker hang, as SIGSTOP does."""
     start = time.monotonic()
-    driver = Driver(world, world.folder / "hangs.zarr")
+    gate = Gate(world.folder / "hangs.gate")
+    driver = Driver(world, world.folder / "hangs.zarr", gate)
     driver.bigmap = ["-c", START]
     driver.start()
-    driver.wait_until(lambda: driver.recorded() > 0 and len(driver.workers()) == 2)
-    worker = rng.choice(driver.workers())
+    driver.wait_until(lambda: len(gate.waiting_pids()) == 2)
+    workers = driver.workers()
+    assert {worker.pid for worker in workers} == gate.waiting_pids(), "each has a block in hand"
+    worker = rng.choice(workers)
     worker.send_signal(signal.SIGSTOP)
+    gate.open()
     assert driver.finish() == 0, driver.said()
     assert not worker.is_running()
     driver.check()
@@ -358,14 +377,13 @@ def fill_disk(world: World) -> None:
 def start_second_driver(world: World) -> None:
     """Start another driver on an output that is being written."""
     start = time.monotonic()
-    driver = Driver(world, world.folder / "two.zarr").start()
-    driver.wait_until(lambda: driver.recorded() > 0)
-    # The first waits, so that it has not finished before the second has started.
-    driver.process.send_signal(signal.SIGSTOP)
-    other = Driver(world, world.folder / "two.zarr")
+    gate = Gate(world.folder / "two.gate")
+    driver = Driver(world, world.folder / "two.zarr", gate).start()
+    driver.wait_until(lambda: bool(gate.waiting_pids()))
+    other = Driver(world, world.folder / "two.zarr", gate)
     other.log = world.folder / "second.log"
     code = other.start().finish()
-    driver.process.send_signal(signal.SIGCONT)
+    gate.open()
     assert code == 2, other.said()
     assert f"another run (process {driver.process.pid} on" in other.last_line()
     assert driver.finish() == 0, driver.said()

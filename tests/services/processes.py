@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
-START_LIMIT_S = 60.0
+START_LIMIT_S = 180.0
 STOP_LIMIT_S = 10.0
 
 
@@ -66,7 +66,7 @@ def running(
     log
         File for what it prints; its end is shown when it does not start.
     ready
-        Tells whether it answers; asked until it does, for a minute at most.
+        Tells whether it answers; asked until it does, for three minutes at most.
     env
         Settings on top of the environment.
     user

@@ -21,7 +21,7 @@ SlurmctldHost={host}({loopback})
 SlurmctldPort={port}
 SlurmUser={user}
 AuthType=auth/munge
-AuthInfo=socket={work}/munge.socket,cred_expire=5
+AuthInfo=socket={work}/munge.socket,cred_expire=15
 CryptoType=crypto/munge
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 StateSaveLocation={work}/state
@@ -42,7 +42,7 @@ SwitchType=switch/none
 ReturnToService=2
 InactiveLimit=0
 KillWait=10
-MinJobAge=60
+MinJobAge=3600
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
 SchedulerType=sched/backfill
 GresTypes=gpu
@@ -67,7 +67,7 @@ class Slurm:
     def call(self, *command: str) -> str:
         """Run one of SLURM's commands and return what it prints."""
         done = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=60,
+            command, check=False, capture_output=True, text=True, timeout=180,
             env={**os.environ, **self.env},
         )  # fmt: skip
         if done.returncode:
@@ -81,7 +81,7 @@ class Slurm:
 
     def wait_for_no_jobs(self) -> None:
         """Wait until jobs that were cancelled have left the queue."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 180
         while self.jobs():
             if time.monotonic() > deadline:
                 raise RuntimeError(self.call("squeue"))
@@ -170,7 +170,7 @@ def _munge(program: str, work: Path) -> list[str]:
 
 
 def _wait_for_nodes(slurm: Slurm) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while True:
         states = slurm.call("sinfo", "--noheader", "--Node", "--format=%T").split()
         if states == ["idle"] * len(NODES):

@@ -122,7 +122,7 @@ except PermissionError:
 context = ssl.create_default_context()
 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
 try:
-    with context.wrap_socket(socket.create_connection(("127.0.0.1", port), 5)) as connection:
+    with context.wrap_socket(socket.create_connection(("127.0.0.1", port), 60)) as connection:
         print("let in" if connection.recv(1) else "closed")
 except (ssl.SSLError, ConnectionResetError) as error:
     print("refused", error)
@@ -130,7 +130,6 @@ except (ssl.SSLError, ConnectionResetError) as error:
 
 
 def test_a_tls_scheduler_refuses_who_has_no_certificate(on_slurm, notes, monkeypatch):
-    monkeypatch.setattr("bigmap.clusters.existing.CONNECT_LIMIT_S", 3)
     # A folder that all may read, as a site's scratch often is.
     shared = Path(tempfile.mkdtemp(prefix="bigmap-shared-"))
     shared.chmod(0o755)
@@ -170,6 +169,7 @@ def test_a_tls_scheduler_refuses_who_has_no_certificate(on_slurm, notes, monkeyp
         ports = listening_ports(psutil.Process(pid))
         assert len(ports) >= 2
         assert set(ports.values()) == {"127.0.0.1"}
+        monkeypatch.setattr("bigmap.clusters.existing.CONNECT_LIMIT_S", 3)
         wrong = dict(known, tls_ca_file=str(Path("other.pem").resolve()))
         Path("other.pem").write_text(Security.temporary().tls_client_cert)
         file.write_text(yaml.safe_dump({"kind": "existing", "address": address} | wrong))

@@ -159,14 +159,15 @@ def test_an_interrupted_staging_goes_on(scenes, http_server, tmp_path):
     http_server.inject("/stage-stop/*0508*", "status", times=10_000, status=503)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     manifest = tmp_path / "staged/manifest.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not manifest.exists() or len(manifest.read_text().splitlines()) < 5:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
+    # Answers fail until it has ended: what it still tries cannot be the rest.
+    _, error = process.communicate(timeout=600)
     http_server.clear()
-    _, error = process.communicate(timeout=120)
     assert process.returncode == 75
     assert "go on with the same command" in error
     assert not list((tmp_path / "staged").rglob("*.partial"))
