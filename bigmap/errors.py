@@ -68,6 +68,10 @@ class StoppedError(RunError):
     """A signal asked the run to stop; it can be resumed."""
 
 
+class BlockTimeoutError(RunError):
+    """A block took longer than its recipe allows."""
+
+
 class LostClusterError(RunError):
     """The cluster has gone under a run; it can be resumed on another."""
 

@@ -25,6 +25,7 @@ from distributed.scheduler import KilledWorker
 from bigmap.blocks import run_block
 from bigmap.errors import (
     BigmapError,
+    BlockTimeoutError,
     LeaseError,
     LostClusterError,
     ModelError,
@@ -62,6 +63,8 @@ IN_FLIGHT_PER_SLOT = 2
 COUNT_WORKERS_S = 5.0
 TICK_S = 5.0
 BRING_ROUNDS = 10
+END_WORKER_S = 60.0
+"""How long a new worker in the place of one that was ended is waited for."""
 FINAL_STATES = ("done", "empty")
 REDO_STATES = ("failed", "degraded")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -138,11 +141,14 @@ class RunSummary:
 class _JobPlugin(WorkerPlugin):
     """Brings the job to every worker once, also to those that come later."""
 
-    def __init__(self, name: str, job: Any, task: BlockTask, threads: int) -> None:
+    def __init__(
+        self, name: str, job: Any, task: BlockTask, threads: int, *, tells_start: bool
+    ) -> None:
         self.name = name
         self.job = job
         self.task = task
         self.threads = threads
+        self.tells_start = tells_start
 
     def setup(self, worker: Any) -> None:
         """Share the cores among the workers of a machine."""
@@ -159,8 +165,10 @@ def _call_task(plugin: str, key: str, block: ROI, rows: bytes) -> None:
     """
     worker = get_worker()
     held: Any = worker.plugins[plugin]
+    if held.tells_start:
+        worker.log_event(plugin, [key, None, worker.address])
     record: BlockRecord = held.task(held.job, block, ItemTable.from_bytes(rows))
-    worker.log_event(plugin, [key, record.to_json()])
+    worker.log_event(plugin, [key, record.to_json(), worker.address])
 
 
 def run_plan(
@@ -321,6 +329,12 @@ class BlockDriver:
         self.flying: dict[Future[None], tuple[ROI, int]] = {}
         self.records: dict[str, str] = {}
         """Records of blocks that are done, by the key of their task, as JSON."""
+        self.timeout_s = plan.recipe.run.block_timeout_s
+        self.started: dict[str, tuple[float, str]] = {}
+        """When blocks began to run, and on which worker, by the key of their task; kept only where
+        a block may not take as long as it likes."""
+        self.ended: set[str] = set()
+        """Addresses of workers that were ended because a block took too long."""
         self.losses: Counter[str] = Counter()
         self.serial = 0
         self.slots, self.counted = 1, -math.inf
@@ -335,12 +349,14 @@ class BlockDriver:
         source = iter(todo)
         try:
             self.client.subscribe_topic(self.plugin, self._receive)
-            self._bring(_JobPlugin(self.plugin, job, task, threads))
+            tells_start = self.timeout_s is not None
+            self._bring(_JobPlugin(self.plugin, job, task, threads, tells_start=tells_start))
             self._refill(source)
             while self.flying or self.waiting or self.suspects:
                 for future in self._wait_for_some():
                     block, attempt = self.flying.pop(future)
                     self._settle(future, block, attempt)
+                self._end_overdue()
                 self.ledger.flush_late()
                 self._refill(source)
                 if self.lease.is_lost:
@@ -372,10 +388,52 @@ class BlockDriver:
             self.client.cancel(list(self.flying))
             self.client.unregister_worker_plugin(self.plugin)
 
-    def _receive(self, event: tuple[float, tuple[str, str]]) -> None:
-        """Keep a record that a worker has sent; called from the client's own thread."""
-        key, record = event[1]
-        self.records[key] = record
+    def _receive(self, event: tuple[float, tuple[str, str | None, str]]) -> None:
+        """Keep what a worker has sent, a record or a start; called from the client's own thread."""
+        key, record, worker = event[1]
+        if record is None:
+            self.started[key] = time.monotonic(), worker
+        else:
+            self.records[key] = record
+
+    def _end_overdue(self) -> None:
+        """Give blocks up that have run for too long, and end the workers that are at them."""
+        if self.timeout_s is None:
+            return
+        latest = time.monotonic() - self.timeout_s
+        overdue = {
+            future: self.started[key][1]
+            for future in self.flying
+            if (key := str(future.key)) not in self.records
+            and self.started.get(key, (math.inf, ""))[0] < latest
+        }
+        if not overdue:
+            return
+        # Given up first: the scheduler would send them to other workers by itself.
+        self.client.cancel(list(overdue))
+        for future in overdue:
+            block, attempt = self.flying.pop(future)
+            del self.started[str(future.key)]
+            error = BlockTimeoutError(
+                f"took longer than run.block_timeout_s ({self.timeout_s:g} s), so its worker was "
+                "ended; raise it if the block is healthy"
+            )
+            self._fail(error, block, attempt)
+        self._end_workers(set(overdue.values()))
+
+    def _end_workers(self, addresses: set[str]) -> None:
+        """Kill worker processes, which their nannies start anew."""
+        known = self.client.scheduler_info(n_workers=-1)["workers"]
+        watched = [each for each in addresses if each in known and known[each]["nanny"]]
+        for address in addresses & known.keys() - set(watched):
+            self.reporter.note(
+                f"worker {address} has no nanny, so it goes on with a block that was given up; "
+                "start workers with one"
+            )
+        self.ended |= set(watched)
+        # One that has left in the meantime is not in the answer.
+        with contextlib.suppress(KeyError):
+            self.client.restart_workers(watched, timeout=END_WORKER_S, raise_for_error=False)
 
     def _slots(self) -> int:
         """Return how many blocks the workers run at once; asked anew every few seconds."""
@@ -442,6 +500,7 @@ class BlockDriver:
     def _settle(self, future: Future[None], block: ROI, attempt: int) -> None:
         """Record a block, or send it again later if it failed."""
         record = self.records.pop(str(future.key), None)
+        self.started.pop(str(future.key), None)
         if record is not None:
             done = BlockRecord.from_dict(json.loads(record))
             self._record(replace(done, attempts=attempt))
@@ -450,12 +509,22 @@ class BlockDriver:
         if isinstance(error, (LeaseError, ModelError, SamplesError)):
             raise error
         name = self.plan.name(block)
+        if isinstance(error, KilledWorker) and error.last_worker.address in self.ended:
+            self.reporter.note(f"block {name}: its worker was ended; sent again")
+            self.waiting.appendleft((time.monotonic(), block, attempt))
+            return
         if error is None or isinstance(error, KilledWorker):
             self.losses[name] += 1
             if self.losses[name] < MAX_LOSSES:
                 self._send_again(name, block, attempt)
                 return
-        elif attempt < MAX_ATTEMPTS:
+        self._fail(error, block, attempt)
+
+    def _fail(self, error: BaseException | None, block: ROI, attempt: int) -> None:
+        """Send a block again later, or record that it has failed."""
+        name = self.plan.name(block)
+        is_lost = error is None or isinstance(error, KilledWorker)
+        if not is_lost and attempt < MAX_ATTEMPTS:
             self.reporter.note(f"block {name}: attempt {attempt} failed: {_say(error)}")
             self.waiting.append((time.monotonic() + RETRY_DELAY_S * attempt, block, attempt + 1))
             return

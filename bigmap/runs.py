@@ -25,6 +25,7 @@ FREE_FIELDS = (
     "title",
     "inference.batch_windows",
     "reading.on_error",
+    "run.block_timeout_s",
     "source.access",
     "source.cache",
     "source.cache_gb",

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from distributed import CancelledError, Client, Future, get_worker, wait
-from distributed.scheduler import KilledWorker
+from distributed import Client, Future, get_worker, wait
 
 from bigmap.config import (
     ClusterConfig,

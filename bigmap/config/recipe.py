@@ -400,6 +400,18 @@ class OutputConfig(Part):
         return value
 
 
+class RunConfig(Part):
+    """How blocks are tried. Nothing here decides a value of the map."""
+
+    block_timeout_s: Number | None = Field(
+        None,
+        ge=1,
+        description="Seconds that a block may run on its worker; then the worker is ended and "
+        "started anew, and the block tried again, three times in all. Blocks of a worker wait for "
+        "each other's use of its device, so set it far above the slowest. By default no limit.",
+    )
+
+
 class Recipe(Part):
     """One map: area, grid, source, dates, model and output."""
 
@@ -414,6 +426,7 @@ class Recipe(Part):
     inference: InferenceConfig = InferenceConfig()
     output: OutputConfig
     cluster: ClusterConfig = LocalCluster()
+    run: RunConfig = RunConfig()
     samples: SamplesConfig | None = None
     training: TrainingConfig | None = None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from distributed.comm import CommClosedError
 from bigmap.clusters import open_cluster
 from bigmap.config import parse_recipe
 from bigmap.ledger import Ledger
-from bigmap.runner import _Driver, run_plan
+from bigmap.runner import SilentReporter, _Driver, run_plan
 from bigmap.runs import RunFolder
 from tests.integration.test_bounded import do_nothing, make_plan
 
@@ -71,3 +73,61 @@ def test_a_worker_lost_while_the_job_is_brought_is_no_lost_cluster(tmp_path, los
         with pytest.raises(CommClosedError):
             driver._bring(None)
     assert client.calls == calls
+
+
+def hang(job, block, rows):
+    """Never end, if the block is the first, the first few times that it is tried."""
+    record = do_nothing(job, block, rows)
+    folder = Path(job.run_folder)
+    if record.block == (folder / "hangs").read_text():
+        tried = len(list(folder.glob("tried-*")))
+        if tried < int(os.environ["BIGMAP_TEST_HANGS"]):
+            (folder / f"tried-{tried}").touch()
+            threading.Event().wait()
+    return record
+
+
+class NotesAll(SilentReporter):
+    """Keeps what it is told; names the block that hangs when the run starts."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def start(self, plan, todo, recorded) -> None:
+        (Path(RunFolder(plan.recipe.output.path).path) / "hangs").write_text(
+            plan.name(plan.blocks[0])
+        )
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.mark.parametrize(("hangs", "state"), [(2, "empty"), (99, "failed")])
+def test_a_block_that_hangs_is_given_up_and_those_behind_it_are_not(
+    tmp_path, monkeypatch, hangs, state
+):
+    monkeypatch.setattr("bigmap.runner.RETRY_DELAY_S", 0.01)
+    monkeypatch.setattr("bigmap.runner.TICK_S", 0.2)
+    # Those behind it lose their worker too, which no block may here but for a block that hung.
+    monkeypatch.setattr("bigmap.runner.MAX_LOSSES", 1)
+    monkeypatch.setattr("bigmap.runner.IN_FLIGHT_PER_SLOT", 8)
+    monkeypatch.setenv("BIGMAP_TEST_HANGS", str(hangs))
+    plan = make_plan(tmp_path, 64)
+    raw = plan.recipe.model_dump(mode="json") | {
+        "cluster": {"kind": "local", "workers": 1, "blocks_per_worker": 1, "memory_gb": 4},
+        "run": {"block_timeout_s": 3},
+    }
+    plan = replace(plan, recipe=parse_recipe(raw))
+    reporter = NotesAll()
+    with open_cluster(plan.recipe.cluster) as client:
+        summary = run_plan(plan, client, limit=8, task=hang, reporter=reporter)
+    records = Ledger(RunFolder(plan.recipe.output.path).path).latest()
+    first = records.pop(plan.name(plan.blocks[0]))
+    assert (first.state, first.attempts) == (state, 3)
+    # They were sent with it, and waited on its worker as long as it ran.
+    assert {(record.state, record.attempts) for record in records.values()} == {("empty", 1)}
+    assert len(records) == 7
+    said = "took longer than run.block_timeout_s (3 s), so its worker was ended; raise it if"
+    assert sum(said in note for note in reporter.notes) == 2
+    assert summary.exit_code == (3 if state == "failed" else 0)
+    assert (said in (first.error or "")) == (state == "failed")
