@@ -93,7 +93,7 @@ _PLAIN = pa.schema(
     }
 )
 _BATCH_ROWS = 20_000
-_STEM = "\0"
+STEM = "\0"
 """Stands for the stem in a layout; no href holds it."""
 
 
@@ -266,7 +266,7 @@ def pack_assets(row: ItemRow) -> tuple[str, str, str]:
     for name, asset in row.assets.items():
         rest = asset.href[len(folder) :]
         start = rest.rfind("/") + 1
-        suffix = rest[:start] + _STEM + rest[start + len(stem) :]
+        suffix = rest[:start] + STEM + rest[start + len(stem) :]
         a, b, c, d, e, f = asset.transform
         entries.append([name, suffix, *asset.shape, a, b, c - origin[0], d, e, f - origin[1]])
     return folder, stem, json.dumps([origin != (0.0, 0.0), entries])
@@ -283,23 +283,28 @@ def _shared_start(texts: list[str]) -> str:
 
 def names_in_layout(layout: str) -> set[str]:
     """Return the names of the assets of a layout."""
-    return {str(entry[0]) for entry in _parse_layout(layout)[1]}
+    return {str(entry[0]) for entry in parse_layout(layout)[1]}
 
 
 def _unpack_assets(
     folder: str, stem: str, layout: str, bounds: tuple[float, float, float, float]
 ) -> dict[str, AssetRow]:
-    is_relative, entries = _parse_layout(layout)
+    is_relative, entries = parse_layout(layout)
     x, y = (bounds[0], bounds[3]) if is_relative else (0.0, 0.0)
     return {
         name: AssetRow(
-            folder + suffix.replace(_STEM, stem), (height, width), (a, b, c + x, d, e, f + y)
+            folder + suffix.replace(STEM, stem), (height, width), (a, b, c + x, d, e, f + y)
         )
         for name, suffix, height, width, a, b, c, d, e, f in entries
     }
 
 
 @lru_cache(maxsize=4096)
-def _parse_layout(layout: str) -> tuple[bool, tuple[tuple[Any, ...], ...]]:
+def parse_layout(layout: str) -> tuple[bool, tuple[tuple[Any, ...], ...]]:
+    """Return whether corners are told from that of the item, and the assets of a layout.
+
+    Each is name, end of the href with :data:`STEM` in it, height and width in pixels, and the six
+    coefficients of its transform.
+    """
     is_relative, entries = json.loads(layout)
     return is_relative, tuple(tuple(entry) for entry in entries)

@@ -7,26 +7,28 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import shapely
+from shapely.geometry.base import BaseGeometry
 from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
 
 from bigmap.catalog.audit import Audit, Catalogue, Finding
 from bigmap.catalog.hrefs import clean_href, is_url, join_href
 from bigmap.catalog.parsing import DECIDED_SHIFT
-from bigmap.catalog.projection import footprint_of
+from bigmap.catalog.projection import Bounds, footprint_of
 from bigmap.catalog.sources import without_nulls
 from bigmap.errors import CatalogError, OutputError
-from bigmap.items import SCHEMA, ItemRow, ItemTable, pack_assets
+from bigmap.items import SCHEMA, STEM, ItemRow, ItemTable, pack_assets, parse_layout
 
 _AUDIT_KEY = b"bigmap:audit"
 _BATCH_ITEMS = 20_000
@@ -38,6 +40,12 @@ _COLUMNS = (
 """What a table of items is made of; assets are read from their layout, which is much less."""
 _REPEATED = ("collection", "proj:code", "s2:processing_baseline", "grid:code", "bigmap:layout")
 """Columns of few values, each held once: the layouts of a million items fill a gigabyte."""
+_OPTIONAL = {
+    "cloud_percent": "eo:cloud_cover",
+    "baseline": "s2:processing_baseline",
+    "mgrs_tile": "grid:code",
+}
+"""Columns that are left out where no item has them."""
 _EXTENSIONS = (
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
     "https://stac-extensions.github.io/eo/v1.1.0/schema.json",
@@ -66,33 +74,193 @@ def save_items(catalogue: Catalogue, path: str) -> None:
     OutputError
         If the file cannot be written.
     """
-    audit = json.dumps(catalogue.audit.to_dict()).encode()
-    with tempfile.TemporaryDirectory() as folder:
-        plain, final = Path(folder) / "plain.parquet", Path(folder) / "items.parquet"
-        items = (to_item(row) for row in catalogue.rows)
-        to_parquet(_to_arrow(items, folder), plain)
-        _copy_with_audit(plain, final, audit)
-        content = final.read_bytes()
     try:
-        _write_atomically(path, content)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "items.parquet"
+            _write_rows(catalogue, file)
+            _write_atomically(path, file.read_bytes())
     except (OSError, ImportError) as error:
         raise OutputError(f"{path} cannot be written ({error}); choose another path") from error
 
 
-def _to_arrow(items: Iterator[dict[str, Any]], folder: str) -> pa.RecordBatchReader:
-    """Turn items into Arrow a part at a time, since a million of them do not fit in memory."""
-    return parse_stac_items_to_arrow(
-        items, chunk_size=_BATCH_ITEMS, schema="ChunksToDisk", tmpdir=folder
-    )
+def _write_rows(catalogue: Catalogue, file: Path) -> None:
+    """Write the items of a catalogue column by column, a part at a time."""
+    rows = clean_rows(ItemTable.of(catalogue.rows))
+    layouts = rows.columns["layout"].unique().to_pylist()
+    names = dict.fromkeys(name for layout in layouts for name, *_ in parse_layout(layout)[1])
+    pattern = _read_pattern(file.with_name("pattern.parquet"))
+    shapes = {(epsg, bounds): footprint_of(bounds, epsg) for epsg, bounds, _ in rows.places()}
+    absent = [
+        name for column, name in _OPTIONAL.items()
+        if len(rows) and rows.columns[column].null_count == len(rows)
+    ]  # fmt: skip
+    if set(rows.columns["collection"].unique().to_pylist()) <= {""}:
+        absent.append("collection")
+    audit = {_AUDIT_KEY: json.dumps(catalogue.audit.to_dict()).encode()}
+    schema = _schema_of(names, pattern.field("geometry"), without=absent)
+    schema = schema.with_metadata({**(pattern.metadata or {}), **audit})
+    with pq.ParquetWriter(file, schema, compression="zstd") as target:
+        for first in range(0, len(rows), _BATCH_ITEMS):
+            part = ItemTable(rows.columns.slice(first, _BATCH_ITEMS))
+            columns = _to_columns(part, shapes) | {"assets": _to_assets(part, schema)}
+            arrays = [columns[field.name] for field in schema]
+            target.write_table(pa.table(arrays, schema=schema))
 
 
-def _copy_with_audit(plain: Path, final: Path, audit: bytes) -> None:
-    with pq.ParquetFile(plain) as source:
-        schema = source.schema_arrow
-        schema = schema.with_metadata({**(schema.metadata or {}), _AUDIT_KEY: audit})
-        with pq.ParquetWriter(final, schema, compression="zstd") as target:
-            for batch in source.iter_batches(batch_size=_BATCH_ITEMS):
-                target.write_batch(batch.cast(schema))
+def clean_rows(rows: ItemTable) -> ItemTable:
+    """Return rows whose hrefs carry no signature or password; see :func:`clean_href`."""
+    columns = rows.columns
+    suspect = np.zeros(len(rows), dtype=bool)
+    # Only what these match can change: it has a user, a query or a fragment, or an odd scheme.
+    for name, marks in (("folder", r"[@?#]|^[^:/]*[A-Z][^:/]*://"), ("stem", "[@?#]")):
+        suspect |= pc.match_substring_regex(columns[name], marks).to_numpy()
+    layouts = _encode(columns["layout"])
+    marked = pc.match_substring_regex(layouts.dictionary, "[@?#]").to_numpy(zero_copy_only=False)
+    suspect |= marked[layouts.indices.to_numpy()]
+    if not suspect.any():
+        return rows
+    clean = ItemTable.of(_clean_row(row) for row in rows.take(np.flatnonzero(suspect)))
+    rest = rows.take(np.flatnonzero(~suspect))
+    both = pa.concat_tables([rest.columns, clean.columns]).unify_dictionaries().combine_chunks()
+    order = np.concatenate([np.flatnonzero(~suspect), np.flatnonzero(suspect)])
+    return ItemTable(both).take(np.argsort(order))
+
+
+def _clean_row(row: ItemRow) -> ItemRow:
+    assets = {name: replace(a, href=clean_href(a.href)) for name, a in row.assets.items()}
+    return replace(row, assets=assets)
+
+
+def _read_pattern(file: Path) -> pa.Schema:
+    """Return what stac-geoparquet makes of any item: its metadata and the kind of geometry."""
+    item = {
+        "type": "Feature", "stac_version": "1.1.0", "id": "x", "links": [], "assets": {},
+        "geometry": {"type": "Point", "coordinates": [0.0, 0.0]}, "bbox": [0.0, 0.0, 0.0, 0.0],
+        "properties": {"datetime": "2024-01-01T00:00:00Z"},
+    }  # fmt: skip
+    to_parquet(parse_stac_items_to_arrow([item]), file)
+    return pq.read_schema(file)
+
+
+def _schema_of(names: Iterable[str], geometry: pa.Field, *, without: Collection[str]) -> pa.Schema:
+    """Return the columns of a file whose items have assets of some names."""
+    asset = pa.struct({
+        "href": pa.string(), "proj:shape": pa.list_(pa.int64()),
+        "proj:transform": pa.list_(pa.float64()), "roles": pa.list_(pa.string()),
+    })  # fmt: skip
+    corners = pa.struct(dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), pa.float64()))
+    text = pa.string()
+    kinds = {
+        "type": text, "stac_version": text, "stac_extensions": pa.list_(text), "id": text,
+        "collection": text, "links": pa.list_(pa.struct({"rel": text, "href": text})),
+        "geometry": geometry.type, "bbox": corners,
+        "assets": pa.struct(dict.fromkeys(names, asset)),
+        "datetime": pa.timestamp("us", "UTC"), "proj:code": text,
+        "proj:bbox": pa.list_(pa.float64()), DECIDED_SHIFT: pa.int64(), "bigmap:solar_day": text,
+        "eo:cloud_cover": pa.float64(), "s2:processing_baseline": text, "grid:code": text,
+        "bigmap:folder": text, "bigmap:stem": text, "bigmap:layout": text,
+    }  # fmt: skip
+    fields = {name: pa.field(name, kind) for name, kind in kinds.items()} | {"geometry": geometry}
+    return pa.schema([field for name, field in fields.items() if name not in without])
+
+
+def _to_columns(
+    rows: ItemTable, shapes: Mapping[tuple[int, Bounds], BaseGeometry]
+) -> dict[str, pa.Array]:
+    """Turn rows into the columns of a file, without the assets.
+
+    Parameters
+    ----------
+    rows
+        A part of all.
+    shapes
+        Footprints by EPSG code and bounds.
+    """
+    count = len(rows)
+
+    def get(name: str) -> pa.Array:
+        column = rows.columns[name].combine_chunks()
+        return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+
+    collections = get("collection")
+    has_one = pc.not_equal(collections, "")
+    boxes = np.column_stack([rows.column(name) for name in ("left", "bottom", "right", "top")])
+    places = [None] * count
+    for epsg, bounds, indices in rows.places():
+        for index in indices.tolist():
+            places[index] = shapes[epsg, bounds]
+    corners = shapely.bounds(places).reshape(count, 4)
+    links = pc.binary_join_element_wise("./", collections, ".json", "")
+    link = pa.StructArray.from_arrays([_repeat("collection", count), links], ["rel", "href"])
+    ends = np.concatenate([[0], np.cumsum(has_one.to_numpy(zero_copy_only=False))])
+    return {
+        "type": _repeat("Feature", count),
+        "stac_version": _repeat("1.1.0", count),
+        "stac_extensions": _repeat(list(_EXTENSIONS), count),
+        "id": get("id"),
+        "collection": pc.if_else(has_one, collections, None),
+        "links": pa.ListArray.from_arrays(pa.array(ends, pa.int32()), link.filter(has_one)),
+        "geometry": pa.array(shapely.to_wkb(places).tolist(), pa.binary()),
+        "bbox": pa.StructArray.from_arrays(
+            [pa.array(values) for values in corners.T], ["xmin", "ymin", "xmax", "ymax"]
+        ),
+        "datetime": get("datetime"),
+        "proj:code": pc.binary_join_element_wise("EPSG:", get("epsg").cast(pa.string()), ""),
+        "proj:bbox": _to_lists(boxes),
+        DECIDED_SHIFT: get("dn_shift").cast(pa.int64()),
+        "bigmap:solar_day": get("solar_day").cast(pa.string()),
+        "eo:cloud_cover": get("cloud_percent"),
+        "s2:processing_baseline": get("baseline"),
+        "grid:code": pc.binary_join_element_wise("MGRS-", get("mgrs_tile"), ""),
+        **{f"bigmap:{name}": get(name) for name in ("folder", "stem", "layout")},
+    }
+
+
+def _to_assets(rows: ItemTable, schema: pa.Schema) -> pa.StructArray:
+    """Return the assets of rows, layout by layout."""
+    kind = schema.field("assets").type
+    layouts = _encode(rows.columns["layout"])
+    codes = layouts.indices.to_numpy()
+    groups = [np.flatnonzero(codes == code) for code in range(len(layouts.dictionary))]
+    parts = [
+        _lay_out(rows.take(group), layout, kind)
+        for group, layout in zip(groups, layouts.dictionary.to_pylist(), strict=True)
+        if len(group)
+    ]
+    order = np.argsort(np.concatenate(groups))
+    return pa.concat_arrays(parts).take(pa.array(order))
+
+
+def _lay_out(rows: ItemTable, layout: str, kind: pa.StructType) -> pa.StructArray:
+    """Return the assets of rows that share a layout."""
+    count = len(rows)
+    is_relative, entries = parse_layout(layout)
+    folder, stem = (rows.columns[name].combine_chunks() for name in ("folder", "stem"))
+    corner = np.zeros((count, 6))
+    if is_relative:
+        corner[:, 2], corner[:, 5] = rows.column("left"), rows.column("top")
+    assets = {}
+    for name, suffix, height, width, *transform in entries:
+        before, _, after = suffix.partition(STEM)
+        href = pc.binary_join_element_wise(folder, before, stem, after, "")
+        shape = np.broadcast_to(np.array([height, width]), (count, 2))
+        fields = [href, _to_lists(shape), _to_lists(np.array(transform) + corner),
+                  _repeat(["data"], count)]  # fmt: skip
+        assets[name] = pa.StructArray.from_arrays(fields, fields=list(kind.field(name).type))
+    columns = [assets.get(field.name, pa.nulls(count, field.type)) for field in kind]
+    return pa.StructArray.from_arrays(columns, fields=list(kind))
+
+
+def _to_lists(values: npt.NDArray[Any]) -> pa.ListArray:
+    """Turn the rows of a table into lists."""
+    count, length = values.shape
+    ends = np.arange(0, (count + 1) * length, length, dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(np.ravel(values)))
+
+
+def _repeat(value: str | list[str], count: int) -> pa.Array:
+    kind = pa.string() if isinstance(value, str) else pa.list_(pa.string())
+    return pa.repeat(pa.scalar(value, kind), count)
 
 
 def load_items(path: str) -> Catalogue:
@@ -199,12 +367,7 @@ def _encode(values: Any) -> pa.DictionaryArray:
 
 def to_item(row: ItemRow) -> dict[str, Any]:
     """Turn a row into a STAC item of version 1.1."""
-    row = replace(
-        row,
-        assets={
-            name: replace(asset, href=clean_href(asset.href)) for name, asset in row.assets.items()
-        },
-    )
+    row = _clean_row(row)
     folder, stem, layout = pack_assets(row)
     footprint = footprint_of(row.bounds, row.epsg)
     properties: dict[str, Any] = {

@@ -15,7 +15,7 @@ from bigmap.catalog import find_items, load_items, save_items
 from bigmap.catalog.storage import to_item
 from bigmap.config import FilesSource
 from bigmap.errors import CatalogError, OutputError
-from bigmap.items import AssetRow
+from bigmap.items import AssetRow, ItemTable
 from tests.unit.catalog_cases import EVER, WORLD, find, read_json
 
 
@@ -169,3 +169,31 @@ def test_a_saved_file_needs_the_mask_that_it_was_saved_with(catalogues, tmp_path
     source = FilesSource(kind="files", files=(str(path),), **EVER)
     with pytest.raises(CatalogError, match="those with the assets red, scl"):
         find_items(source, bands=("red",), mask_asset="scl", geometry_lonlat=WORLD)
+
+
+def test_the_columns_are_those_of_the_items(catalogues, tmp_path):
+    """What is written column by column is what stac-geoparquet makes of the items one by one."""
+    for catalogue in catalogues:
+        href = "https://me:pw@host.example.org/a/b.tif?sig=s3cr3t&version=2"
+        leaky = [
+            dataclasses.replace(
+                row,
+                assets={name: dataclasses.replace(a, href=href) for name, a in row.assets.items()},
+            )
+            for row in catalogue.rows[:1]
+        ]
+        nameless = [dataclasses.replace(row, collection="") for row in catalogue.rows[:1]]
+        rows = ItemTable.of([*catalogue.rows, *leaky, *catalogues[0].rows, *nameless])
+        save_items(dataclasses.replace(catalogue, rows=rows), str(tmp_path / "items.parquet"))
+        expected = [to_item(row) for row in rows]
+        parse_stac_items_to_parquet(expected, output_path=str(tmp_path / "slow.parquet"))
+        found, wanted = (pq.read_table(tmp_path / n) for n in ("items.parquet", "slow.parquet"))
+        assert found.schema.field("geometry").equals(
+            wanted.schema.field("geometry"), check_metadata=True
+        )
+        names = [name for name in found.column_names if name != "assets"]
+        assert set(names) == set(wanted.column_names) - {"assets"}
+        for name in names:
+            assert found[name].to_pylist() == wanted[name].to_pylist(), name
+        assets = zip(found["assets"].to_pylist(), wanted["assets"].to_pylist(), strict=True)
+        assert all(one == other for one, other in assets)
