@@ -221,6 +221,7 @@ class Plan:
                 "title": self.model.spec.title,
                 "bands": list(self.model.spec.bands),
                 "weights": checksum_of(self.recipe.model.weights),
+                "notice": self.model.spec.notice,
             },
             "bigmap:versions": list_versions(),
         }

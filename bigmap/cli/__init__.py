@@ -150,11 +150,18 @@ def run_command(
     loaded = read_recipe(recipe, [*settings, *extra], bbox, source, cluster=cluster)
     check_output(loaded, resume=resume or redo is not None, overwrite=overwrite)
     console = Console(highlight=False, stderr=as_json, soft_wrap=True)
-    notice = model_choice(loaded.model).build().spec.notice
-    if notice:
-        console.print(f"note: {notice}")
+    spec = model_choice(loaded.model).build().spec
+    if spec.notice:
+        console.print(f"note: {spec.notice}")
     if loaded.source.kind == "simulated":
         console.print("note: the scenes are simulated; the map shows no real place")
+    elif spec.is_simulated:
+        console.print(
+            "warning: these weights have never seen a real scene, so nothing is known of this "
+            "map's accuracy; train your own, with labels in the recipe's samples section: bigmap "
+            f"extract {recipe}, then bigmap train {recipe}",
+            markup=False,
+        )
     with stop_on_signals():
         summary = api.run(
             loaded,

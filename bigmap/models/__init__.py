@@ -30,7 +30,7 @@ from bigmap.models.base import (
     OptionValue,
 )
 from bigmap.models.bicubic import BicubicModel
-from bigmap.models.card import ModelCard, Training, read_card
+from bigmap.models.card import ModelCard, Training, find_weights, read_card
 from bigmap.models.checkpoint import load_weights, read_tensors, save_weights
 from bigmap.models.dbpn import DbpnModel
 from bigmap.models.dbpn_segnet import DbpnSegnetModel
@@ -169,7 +169,7 @@ def build_model(
         load_weights(model, weights)
         if card.training.is_simulated:
             notice = f"the weights of {name} were trained on simulated scenes."
-            model.spec = replace(model.spec, notice=notice)
+            model.spec = replace(model.spec, notice=notice, is_simulated=True)
     elif isinstance(model, NetworkModel):
         notice = f"{name} has no weights: they are random, so its map means nothing."
         model.spec = replace(model.spec, notice=notice)
@@ -230,4 +230,4 @@ def checksum_of(weights: str | None) -> str | None:
     """Return the SHA-256 of a weights file, None without one."""
     if weights is None:
         return None
-    return "sha256:" + hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+    return "sha256:" + hashlib.sha256(find_weights(weights).read_bytes()).hexdigest()

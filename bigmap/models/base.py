@@ -130,6 +130,8 @@ class ModelSpec:
     """Windows start at and measure multiples of this, in input pixels."""
     notice: str | None = None
     """What a user must know before trusting the map."""
+    is_simulated: bool = False
+    """Whether its weights were trained on simulated scenes."""
     paper: str = ""
     """Author and year of the paper that describes the model."""
     max_dates: int | None = None

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,32 @@ class ModelCard:
             )
 
 
+PACKAGED = "bigmap://"
+"""Before the name of weights that come with bigmap."""
+
+
+def find_weights(weights: str | Path) -> Path:
+    """Return the file of weights: ``bigmap://NAME.safetensors`` is one that comes with bigmap.
+
+    Raises
+    ------
+    ModelError
+        If no such weights come with bigmap.
+    """
+    text = str(weights)
+    if not text.startswith(PACKAGED):
+        return Path(weights)
+    folder = Path(str(resources.files("bigmap.models"))) / "weights"
+    file = folder / text.removeprefix(PACKAGED)
+    known = sorted(f"{PACKAGED}{each.name}" for each in folder.glob("*.safetensors"))
+    if f"{PACKAGED}{file.name}" != text or text not in known:
+        raise ModelError(
+            f"model.weights: {text} does not come with bigmap; there are "
+            f"{', '.join(known) or 'none'}"
+        )
+    return file
+
+
 def card_file_of(weights: str | Path) -> Path:
     """Return the place of the card of a weights file."""
     return Path(weights).with_suffix(".json")
@@ -137,8 +164,9 @@ def read_card(weights: str | Path) -> ModelCard:
     ModelError
         If there is no card, it cannot be read, or the weights are not those it describes.
     """
+    weights = find_weights(weights)
     file = card_file_of(weights)
-    if not Path(weights).is_file():
+    if not weights.is_file():
         raise ModelError(f"model.weights: {weights}: no such file")
     if not file.is_file():
         raise ModelError(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bigmap.errors import ModelError
 from bigmap.models.base import MapModel
-from bigmap.models.card import Training, write_card
+from bigmap.models.card import Training, find_weights, write_card
 
 PYTORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 NESTED_KEYS = ("state_dict", "model_state_dict", "model")
@@ -76,7 +76,7 @@ def load_weights(model: MapModel, path: str | Path) -> None:
         If a tensor is missing, unknown or of another shape.
     """
     try:
-        tensors = read_tensors(path)
+        tensors = read_tensors(find_weights(path))
     except ModelError as error:
         raise ModelError(f"model.weights: {error}") from None
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
