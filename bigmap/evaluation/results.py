@@ -96,6 +96,13 @@ def list_scores(model: ModelScores, legend: tuple[ClassEntry, ...]) -> dict[str,
             f"IoU of {entry.name}": float(value)
             for entry, value in zip(legend, scores.iou, strict=True)
         }
+        if len(legend) == 2:
+            name = legend[1].name
+            found |= {
+                f"precision of {name}": float(scores.precision[1]),
+                f"recall of {name}": float(scores.recall[1]),
+                f"F1 of {name}": float(scores.f1[1]),
+            }
     if model.instances is not None:
         found |= {
             "instance precision": model.instances.precision,
@@ -104,13 +111,14 @@ def list_scores(model: ModelScores, legend: tuple[ClassEntry, ...]) -> dict[str,
         }
     if model.images is not None:
         images = model.images
-        found |= {
-            "PSNR (dB)": images.psnr,
-            "mean PSNR of chips (dB)": images.chip_psnr,
-            "SSIM": images.ssim,
-            "colour error": images.colour_error,
-            "sharpness": images.sharpness,
-        }
+        if images.bands:
+            found |= {
+                "PSNR (dB)": images.psnr,
+                "mean PSNR of chips (dB)": images.chip_psnr,
+                "SSIM": images.ssim,
+                "sharpness": images.sharpness,
+            }
+        found["colour error"] = images.colour_error
         if not math.isnan(images.registered_psnr):
             found["PSNR, registered (dB)"] = images.registered_psnr
             found["SSIM, registered"] = images.registered_ssim

@@ -86,7 +86,12 @@ def score_models(
         title=f"{recipe.title or recipe.name}, split {options.split}",
         models=tuple(models),
         legend=order_legend(main.spec, chips.template),
-        method=_describe_method(chips.template, len(indices), options),
+        method=_describe_method(
+            chips.template,
+            len(indices),
+            options,
+            has_images=any(model.images is not None for model in models),
+        ),
         notes=_describe_samples(chips.template),
     )
 
@@ -116,7 +121,7 @@ def order_legend(spec: ModelSpec, template: ChipTemplate) -> tuple[ClassEntry, .
 
 
 def _describe_method(
-    template: ChipTemplate, chips: int, options: ScoringOptions
+    template: ChipTemplate, chips: int, options: ScoringOptions, *, has_images: bool
 ) -> tuple[str, ...]:
     side_m = template.chip_px * template.gsd_m
     first = (
@@ -136,9 +141,13 @@ def _describe_method(
         lines.append(
             f"Images are compared at {side_m / template.target_px:.4g} m, resampled bicubically "
             "where they have other pixels; PSNR and SSIM are those of reflectance from 0 to 1. "
-            "Colour error: root mean square of the image, averaged down, minus the clearest date. "
             "Sharpness: share of power above the input's Nyquist frequency, relative to the "
             "target's."
+        )
+    if has_images:
+        lines.append(
+            "Colour error of images: root mean square of the image, averaged down to Sentinel-2's "
+            "pixels, minus the clearest date."
         )
     if options.register:
         lines.append(

@@ -78,6 +78,16 @@ def test_a_matrix_of_fourteen_classes_is_large_enough_to_read() -> None:
         draw_confusion(ModelScores("x"), S2GLC)
 
 
+def test_the_table_has_the_second_of_two_classes() -> None:
+    scores = ModelScores("ndvi", classes=score_confusion(np.array([[3, 1], [0, 4]])))
+    rows = Evaluation("x", (scores, ModelScores("y")), LEGENDS["cropland"], ()).rows()
+    assert rows["precision of cropland"][0] == 0.8
+    assert rows["recall of cropland"][0] == 1
+    assert rows["F1 of cropland"][0] == pytest.approx(8 / 9)
+    assert math.isnan(rows["F1 of cropland"][1])
+    assert "precision of clouds" not in make_evaluation().rows()
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0"), (950, "950"), (1000, "1k"), (12_345, "12.3k"), (999_999, "1M"), (4.5e9, "4.5G")],
