@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import statistics
 import time
@@ -24,9 +25,9 @@ from typing import Any
 import torch
 
 import bigmap
+from benchmarks.measuring import describe_machine
 from bigmap.chips import ChipSet, is_complete
 from bigmap.config import parse_recipe
-from benchmarks.measuring import describe_machine
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "orders.md"
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -36,7 +37,7 @@ TRAIN_SPLIT = {
 TEST_SPLIT = {
     "kind": "cells", "cell_km": 2, "buffer_m": 0, "train": 0.0, "validation": 0.0, "test": 1.0,
 }  # fmt: skip
-L2A = ["red", "green", "blue"]
+RGB = ["red", "green", "blue"]
 
 
 @dataclass(frozen=True)
@@ -173,15 +174,15 @@ IMAGES = Family(
         "clip_norm": 1.0,
     },
     variants=(
-        Variant("highres-net", {"name": "highres-net", "bands": L2A,
+        Variant("highres-net", {"name": "highres-net", "bands": RGB,
                                 "options": {"size": "small", "upscale": 2, "max_dates": 8}}),
         Variant("highres-net-consistent",
-                {"name": "highres-net", "bands": L2A,
+                {"name": "highres-net", "bands": RGB,
                  "options": {"size": "small", "upscale": 2, "max_dates": 8}},
                 {"objective": {"kind": "image", "loss": "ssim", "consistency_weight": 0.9}}),
-        Variant("srresnet", {"name": "srresnet", "bands": L2A,
+        Variant("srresnet", {"name": "srresnet", "bands": RGB,
                              "options": {"size": "small", "upscale": 2}}),
-        Variant("bicubic", {"name": "bicubic", "bands": L2A, "options": {"upscale": 2}},
+        Variant("bicubic", {"name": "bicubic", "bands": RGB, "options": {"upscale": 2}},
                 is_baseline=True),
     ),
     scores=("PSNR (dB)", "SSIM", "colour error", "sharpness"),
@@ -332,18 +333,19 @@ def read(family: Family, variant: Variant, work: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files]
 
 
-def describe(
-    family: Family, found: dict[str, list[dict[str, Any]]], work: Path
-) -> list[str]:
+def describe(family: Family, found: dict[str, list[dict[str, Any]]], work: Path) -> list[str]:
     """Return the table of a family in Markdown."""
     sizes = [
         len(ChipSet(family.recipe(work, family.variants[0], part).samples.path).indices(split))
         for part, split in (("train", "train"), ("train", "validation"), ("test", "test"))
     ]
+    what = (
+        f"{family.start} to {family.end}; {sizes[0]} training, {sizes[1]} validation and "
+        f"{sizes[2]} test chips of {family.samples['chip_px']} px, {family.training['epochs']} "
+        "epochs."
+    )
     lines = [
-        f"## {family.name.capitalize()}", "",
-        f"{family.start} to {family.end}; {sizes[0]} training, {sizes[1]} validation and {sizes[2]} "
-        f"test chips of {family.samples['chip_px']} px, {family.training['epochs']} epochs.", "",
+        f"## {family.name.capitalize()}", "", what, "",
         "| model | " + " | ".join(family.scores) + " | seeds | training |",
         "|---" * (len(family.scores) + 3) + "|",
     ]  # fmt: skip
@@ -357,7 +359,7 @@ def describe(
     lines.append("")
     for order in family.orders:
         means = [statistics.mean(r["scores"][family.scores[0]] for r in found[n]) for n in order]
-        holds = all(a > b for a, b in zip(means, means[1:], strict=False))
+        holds = all(a > b for a, b in itertools.pairwise(means))
         lines.append(
             f"- {' > '.join(order)} by {family.scores[0]}: "
             f"**{'holds' if holds else 'does not hold'}** "
@@ -369,7 +371,9 @@ def describe(
 def spread(values: list[float]) -> str:
     """Write a mean and how far the seeds lie apart."""
     mean = statistics.mean(values)
-    return f"{mean:.4g} ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else f"{mean:.4g}"
+    if len(values) == 1:
+        return f"{mean:.4g}"
+    return f"{mean:.4g} ({min(values):.4g} to {max(values):.4g})"
 
 
 if __name__ == "__main__":
