@@ -80,7 +80,8 @@ def make_recipe(data: Path, work: Path, name: str, upscale: int, seed: int) -> A
     return parse_recipe({
         "name": f"parcels-{name}",
         "area": {"bbox": [14.5514, 45.8659, 14.5643, 45.8751]},
-        "grid": {"crs": "EPSG:32633", "gsd_m": 10, "core_px": 64, "cell_px": 64, "block_px": 64,
+        "grid": {"crs": "EPSG:32633", "gsd_m": 10, "anchor_m": [LEFT_M, TOP_M],
+                 "core_px": 64, "cell_px": 64, "block_px": 64,
                  "shard_px": 64, "chunk_px": 64},
         "source": {"kind": "files", "files": [str((data / "items.json").resolve())],
                    "start": "2015-01-01", "end": "2015-12-31",
@@ -89,7 +90,7 @@ def make_recipe(data: Path, work: Path, name: str, upscale: int, seed: int) -> A
         "model": {"name": name, "bands": BANDS, "legend": LEGEND, "options": options},
         "output": {"path": str(work / f"{name}-{upscale}-{seed}.zarr"), "overviews": 0},
         "samples": {
-            "path": str(work / f"chips-{upscale}.zarr"), "chip_px": 8, "max_dates": 5,
+            "path": str(work / f"chips-{upscale}.zarr"), "chip_px": 16, "max_dates": 5,
             "min_clear_percent": 50, "min_labelled_percent": 25,
             "labels": {"kind": "vector", "file": str((data / "lulc_parcels.gpkg").resolve()),
                        "attribute": "LULC_ID", "classes": {"1": 1, "2": 2, "3": 3, "4": 4, "8": 8}},
@@ -97,8 +98,8 @@ def make_recipe(data: Path, work: Path, name: str, upscale: int, seed: int) -> A
         },
         "training": {
             "weights": str(work / f"{name}-{upscale}-{seed}.safetensors"), "seed": seed,
-            "objective": {"kind": "segmentation", "weighted": False}, "epochs": 40,
-            "batch_chips": 8,
+            "objective": {"kind": "segmentation", "weighted": False}, "epochs": 150,
+            "batch_chips": 6,
             "optimiser": {"learning_rate": 0.003, "kind": "adamw", "weight_decay": 0.01},
             "schedule": {"kind": "cosine", "warmup_epochs": 2}, "clip_norm": 1.0,
             "augment": {"jitter": 0.02},
