@@ -36,7 +36,7 @@ def order_chips(chips: npt.NDArray[np.intp], *, seed: int, epoch: int) -> npt.ND
     return make_generator(Purpose.ORDER, seed, epoch).permutation(chips)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Variation:
     """How one chip is seen once."""
 

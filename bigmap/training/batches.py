@@ -24,7 +24,7 @@ READ_AHEAD = 4
 """Batches that wait for the network, or are being read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Some chips as tensors, with fewer dates filled up; what a set lacks is None."""
 
@@ -100,7 +100,7 @@ def to_reflectance(bits: Tensor) -> Tensor:
     return (bits.to(torch.int32) & 0xFFFF).to(torch.float32) * DN_SCALE + DN_OFFSET
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ChipView:
     """What a model takes of a set's chips."""
 

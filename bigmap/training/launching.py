@@ -155,8 +155,9 @@ class Group:
 
 def find_error(kind: str) -> type[BigmapError]:
     """Return an error of ours by its name."""
-    found = getattr(errors, kind, TrainingError)
-    return found if issubclass(found, BigmapError) else TrainingError
+    found = getattr(errors, kind, None)
+    is_ours = isinstance(found, type) and issubclass(found, BigmapError)
+    return found if is_ours else TrainingError
 
 
 def launch(

@@ -1,0 +1,110 @@
+"""The run folder: whole checkpoints, changed recipes, tables that go on."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from bigmap.errors import TrainingError
+from bigmap.training.folder import Table, TrainingFolder
+
+FINGERPRINT = {
+    "training": {"epochs": 3, "optimiser": {"learning_rate": 0.1}},
+    "samples": {"n": (1,)},
+}
+
+
+def make_folder(tmp_path: Path) -> TrainingFolder:
+    folder = TrainingFolder(tmp_path / "deep" / "weights.safetensors")
+    folder.check(resume=False, overwrite=False)
+    folder.start()
+    return folder
+
+
+def save(folder: TrainingFolder, **content: object) -> None:
+    folder.save({"fingerprint": json.dumps(FINGERPRINT), **content})
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    layer = torch.nn.Linear(2, 2)
+    optimiser = torch.optim.Adam(layer.parameters(), fused=True)
+    layer(torch.ones(1, 2)).sum().backward()
+    optimiser.step()
+    state = optimiser.state_dict()
+    save(folder, model=layer.state_dict(), optimiser=state, position={"best_score": -float("inf")})
+    found = folder.load(FINGERPRINT)
+    assert torch.equal(found["model"]["weight"], layer.weight)
+    assert torch.equal(found["optimiser"]["state"][0]["exp_avg"], state["state"][0]["exp_avg"])
+    assert found["position"] == {"best_score": -float("inf")}
+    assert [file.name for file in folder.path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_changed_recipe_is_refused_by_name(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    save(folder)
+    changed = {**FINGERPRINT, "training": {"epochs": 3, "optimiser": {"learning_rate": 0.2}}}
+    with pytest.raises(TrainingError, match=r"another training\.optimiser\.learning_rate; set it"):
+        folder.load(changed)
+    assert folder.load(FINGERPRINT)["version"] == 1
+
+
+def test_a_damaged_checkpoint_and_one_with_code_are_refused(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    save(folder, model={"weight": torch.ones(100)})
+    content = folder.checkpoint.read_bytes()
+    for spoilt in (content[: len(content) // 2], b"", b"nonsense", pickle.dumps({"a": Path})):
+        folder.checkpoint.write_bytes(spoilt)
+        with pytest.raises(TrainingError, match="is no checkpoint that can be read"):
+            folder.load(FINGERPRINT)
+    torch.save({"version": 1, "fingerprint": Path("x")}, folder.checkpoint)
+    with pytest.raises(TrainingError, match="is no checkpoint that can be read"):
+        folder.load(FINGERPRINT)
+
+
+def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch) -> None:
+    folder = make_folder(tmp_path)
+    save(folder, position={"step": 1})
+    monkeypatch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save(folder, position={"step": 2})
+    monkeypatch.undo()
+    assert folder.load(FINGERPRINT)["position"] == {"step": 1}
+
+
+def test_what_is_there_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    with pytest.raises(TrainingError, match="exists; add --resume"):
+        folder.check(resume=False, overwrite=False)
+    with pytest.raises(TrainingError, match="contradict"):
+        folder.check(resume=True, overwrite=True)
+    assert folder.check(resume=True, overwrite=False) is False, "killed before its first checkpoint"
+    save(folder)
+    assert folder.check(resume=True, overwrite=False) is True
+    assert folder.check(resume=False, overwrite=True) is False
+    folder.weights.write_bytes(b"")
+    folder.start()
+    assert not folder.weights.exists()
+    assert not folder.checkpoint.exists()
+    imported = TrainingFolder(tmp_path / "imported.safetensors")
+    imported.weights.write_bytes(b"")
+    with pytest.raises(TrainingError, match="exists without its run folder"):
+        imported.check(resume=True, overwrite=False)
+
+
+def test_a_table_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
+    file = tmp_path / "steps.csv"
+    table = Table(file, ("step", "loss"), last=None)
+    for step in range(1, 5):
+        table.add(step=step, loss=step / 10)
+    table.close()
+    with file.open("a") as stream:
+        stream.write("5")  # Killed in the middle of a row.
+    table = Table(file, ("step", "loss"), last=2)
+    table.add(step=3, loss=0.7)
+    table.close()
+    assert file.read_text().split() == ["step,loss", "1,0.1", "2,0.2", "3,0.7"]
