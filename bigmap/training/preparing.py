@@ -21,6 +21,7 @@ from bigmap.config import (
 )
 from bigmap.errors import RecipeError, SamplesError, TrainingError
 from bigmap.losses import class_weights
+from bigmap.metrics import HALO_PX
 from bigmap.models import ModelChoice, ModelSpec, NetworkModel
 from bigmap.models.base import image_layer
 from bigmap.models.layers import BandStatistics
@@ -251,6 +252,11 @@ def _place_targets(
                 f"samples.target: the images of {chips.path} have no band {band}, which "
                 f"{spec.name} makes; they have {', '.join(template.target_bands)}"
             )
+    if template.target_px <= 2 * HALO_PX:
+        raise SamplesError(
+            f"samples.chip_px: targets of {chips.path} measure {template.target_px} px, too few "
+            f"for a window of SSIM, {2 * HALO_PX + 1} px; cut larger chips"
+        )
     side = template.chip_px * spec.upscale
     if not isinstance(objective, ImageObjective) and template.target_px != side:
         raise SamplesError(

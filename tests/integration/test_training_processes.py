@@ -206,7 +206,8 @@ def test_torchrun_starts_the_same_training(tmp_path: Path, chips: str, pair: Pat
     file.write_text(yaml.safe_dump(make_content(tmp_path, chips)))
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-        "--master-addr=127.0.0.1", f"--master-port={free_port()}", "-m", "bigmap.cli", "train", str(file),
+        "--master-addr=127.0.0.1", f"--master-port={free_port()}",
+        "-m", "bigmap.cli", "train", str(file),
     ]  # fmt: skip
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import yaml
+import zarr
 
-from bigmap.models import build_model, read_card
+import bigmap
+from bigmap.chips import META
+from bigmap.cli import main
+from bigmap.errors import TrainingError
+from bigmap.models import build_model, read_card, read_tensors
 from bigmap.training import train_recipe
-from tests.unit.training.chip_cases import make_recipe, write_chips
+from tests.unit.training.chip_cases import BANDS, make_recipe, recipe_content, write_chips
 
 pytestmark = pytest.mark.training
 
@@ -30,3 +40,121 @@ def test_training_learns_and_leaves_weights_that_load_with_their_scores(tmp_path
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5"]
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     assert list((tmp_path / "weights.run" / "samples").glob("epoch-*.png"))
+
+
+RGB = ["red", "green", "blue"]
+OBJECTIVES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "dual": (
+        {"upscale": 2, "chip_px": 32, "target_bands": BANDS},
+        {"name": "dual", "bands": list(BANDS), "legend": "cropland", "options": {"size": "small"}},
+        {"objective": {"kind": "dual"}},
+    ),
+    "end-to-end": (
+        {"upscale": 2, "chip_px": 32, "target_bands": tuple(RGB)},
+        {"name": "dbpn-segnet", "bands": RGB, "options": {"size": "small", "upscale": 2}},
+        {
+            "objective": {"kind": "end-to-end", "beta": 1.0},
+            "optimiser": {"segmentation_weight_decay": 5e-4, "learning_rate": 1e-3},
+        },
+    ),
+    "uncertainty": (
+        {"upscale": 2, "classes": (), "target_bands": ("nir",)},
+        {"name": "piunet", "bands": ["nir"], "options": {"size": "small", "upscale": 2}},
+        {"objective": {"kind": "image", "loss": "uncertainty"}, "precision": "bfloat16"},
+    ),
+    "registered": (
+        {"upscale": 2, "classes": (), "target_bands": tuple(RGB), "chip_px": 64, "target_px": 134},
+        {"name": "highres-net", "bands": RGB, "options": {"size": "small", "upscale": 2}},
+        {
+            "objective": {
+                "kind": "image", "loss": "ssim", "registered": True, "consistency_weight": 0.9
+            },
+            "schedule": {"kind": "cosine", "warmup_epochs": 0.5},
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_each_objective_trains_the_model_of_its_paper(tmp_path: Path, kind: str) -> None:
+    made, model, training = OBJECTIVES[kind]
+    chips = write_chips(tmp_path / "chips.zarr", train=4, validation=2, **made)
+    settings = {"batch_chips": 2, **training}
+    summary = train_recipe(make_recipe(tmp_path, chips, model=model, training=settings))
+    assert summary.steps == 4
+    score = summary.scores["mcc" if "classes" not in made else "psnr"]
+    assert math.isfinite(score)
+    trained = read_tensors(summary.weights)
+    fresh = make_recipe(tmp_path, chips, model=model).model
+    first = build_model(fresh.name, fresh.options, bands=fresh.bands, legend=None)
+    moved = [
+        name
+        for name, values in first.state_dict().items()
+        if values.is_floating_point() and name in trained and values.shape == trained[name].shape
+        and not np.array_equal(values.numpy(), trained[name].numpy())
+    ]  # fmt: skip
+    assert len(moved) > len(trained) / 2
+
+
+def test_training_ends_where_the_score_rises_no_more_and_keeps_the_best(tmp_path: Path) -> None:
+    chips = write_chips(tmp_path / "chips.zarr")
+    # So small a rate changes no class, so that the first epoch stays the best.
+    settings = {"epochs": 9, "early_stop_epochs": 2, "optimiser": {"learning_rate": 1e-9}}
+    settings |= {"ema_decay": 0.5, "augment": {"flips": False, "turns": False}}
+    recipe = make_recipe(tmp_path, chips, training=settings)
+    summary = bigmap.train(recipe)
+    assert summary.stopped_early
+    assert summary.epochs == summary.best_epoch + 2 < 9
+    again = bigmap.train(recipe, resume=True)
+    assert (again.epochs, again.steps) == (summary.epochs, summary.steps), "it is at its end"
+
+
+def test_without_validation_the_last_weights_are_kept(tmp_path: Path) -> None:
+    chips = write_chips(tmp_path / "chips.zarr", train=4, validation=0)
+    summary = train_recipe(make_recipe(tmp_path, chips))
+    assert (summary.best_epoch, summary.scores) == (2, {})
+    card = read_card(summary.weights)
+    assert "epoch 2" in card.training.data
+
+
+def test_a_loss_that_is_no_number_ends_with_advice(tmp_path: Path) -> None:
+    chips = write_chips(tmp_path / "chips.zarr")
+    recipe = make_recipe(tmp_path, chips, training={"optimiser": {"learning_rate": 1.0}})
+    # Reflectance less such a mean, over such a deviation, is beyond float32.
+    root = zarr.open_group(chips, mode="r+")
+    facts: Any = root.attrs[META]
+    root.attrs[META] = {**facts, "statistics": {"mean": [1e38] * 4, "std": [1e-4] * 4}}
+    with pytest.raises(TrainingError, match=r"the loss is nan in step 1; lower"):
+        train_recipe(recipe)
+
+
+def test_the_command_reports_as_json_and_refuses_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chips = write_chips(tmp_path / "chips.zarr", train=4)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe_content(tmp_path, chips)))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["train", str(file), *arguments])
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    code, out, err = run("--json", "--set", "training.epochs=1")
+    assert code == 0
+    summary = json.loads(out)
+    assert (summary["epochs"], summary["is_simulated"], summary["exit_code"]) == (1, True, 0)
+    assert "the chips are of simulated scenes" in err
+    code, out, err = run("--resume")
+    assert code == 2
+    assert "was started with another training.epochs" in err
+    assert len(err.splitlines()) == 1
+    code, _, err = run("--processes", "2", "--cluster", "local")
+    assert (code, "--processes and --cluster contradict" in err) == (2, True)
+    code, _, err = run("--processes", "5", "--overwrite")
+    assert code == 2
+    assert "training.batch_chips: 4 in 1 parts are too few for 5 processes" in err
+    code, out, _ = run("--overwrite", "--set", "training.epochs=1")
+    assert code == 0
+    assert "trained: 1 epochs, 1 steps" in out
