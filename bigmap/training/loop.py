@@ -215,6 +215,11 @@ class Trainer:
                 self._run_epoch()
         except StoppedTrainingError:
             stopped = True
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                "training.batch_chips: a part of a batch does not fit the memory of the GPU; raise "
+                "training.accumulate"
+            ) from error
         finally:
             self.feed.close()
             self.reporter.finish()

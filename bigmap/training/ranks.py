@@ -146,17 +146,16 @@ class Link:
         """
         if self.world == 1:
             return
-        with explain_loss():
-            for group in _cut(parameter for parameter in parameters if parameter.requires_grad):
-                pieces = [_gradient(parameter).flatten() for parameter in group]
-                total = torch.cat(pieces)
+        for group in _cut(parameter for parameter in parameters if parameter.requires_grad):
+            pieces = [_gradient(parameter).flatten() for parameter in group]
+            total = torch.cat(pieces)
+            with explain_loss():
                 dist.all_reduce(total)
-                parts = total.split([len(piece) for piece in pieces])
-                for parameter, part in zip(group, parts, strict=True):
-                    gradient = part.view(parameter.shape)
-                    if parameter.grad is None:
-                        parameter.grad = torch.empty_like(parameter)
-                    parameter.grad.copy_(gradient)
+            parts = total.split([len(piece) for piece in pieces])
+            for parameter, part in zip(group, parts, strict=True):
+                if parameter.grad is None:
+                    parameter.grad = torch.empty_like(parameter)
+                parameter.grad.copy_(part.view(parameter.shape))
 
     def copy_first(self, tensors: Iterable[Tensor]) -> None:
         """Give all processes the tensors of the first one."""
