@@ -16,11 +16,24 @@ from bigmap.errors import ClusterError
 
 @contextmanager
 def start_local(*, workers: int, blocks: int, memory_gb: float) -> Iterator[LocalCluster]:
-    """Start worker processes of this machine; all of it listens on loopback only."""
+    """Start worker processes of this machine; all of it listens on loopback only.
+
+    Raises
+    ------
+    ClusterError
+        If a worker does not start.
+    """
     with dask.config.set(local_config()):
-        cluster = LocalCluster(
-            n_workers=workers, processes=True, **_common_options(blocks, memory_gb)
-        )
+        try:
+            cluster = LocalCluster(
+                n_workers=workers, processes=True, **_common_options(blocks, memory_gb)
+            )
+        except (RuntimeError, OSError) as error:
+            reason = error.__cause__ or error
+            raise ClusterError(
+                f"cluster: a worker did not start ({type(reason).__name__}: {reason}); give it "
+                "enough memory and start again"
+            ) from error
         with _closing(cluster):
             yield cluster
 

@@ -277,3 +277,15 @@ def test_a_check_reports_workers_and_what_fails_on_them(tmp_path, capsys):
     assert worker["versions"]["torch"]
     assert report["wanted"] == 1
     assert list((tmp_path / "maps").iterdir()) == []
+
+
+def test_a_worker_that_does_not_start_is_one_sentence(monkeypatch):
+    def refuse(**options):
+        raise RuntimeError("Nanny failed to start.") from RuntimeError("exit code -9")
+
+    monkeypatch.setattr("bigmap.clusters.local.LocalCluster", refuse)
+    with (
+        pytest.raises(ClusterError, match=r"a worker did not start \(RuntimeError: exit code -9\)"),
+        open_cluster(make_recipe(kind="local", workers=1).cluster),
+    ):
+        pass
