@@ -207,6 +207,7 @@ def kill_workers(world: World, times: int, rng: random.Random, *, most: int = 5)
         driver = Driver(world, world.folder / f"workers-{runs}.zarr", gate).start()
         runs += 1
         kills = min(left, most)
+        driver.wait_until(lambda gate=gate: bool(gate.waiting_pids()))
         for _ in range(kills):
             # Some blocks more may pass before each kill, and the last ones after all of them, so
             # that no run ends before its last kill.
