@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from distributed import Client
 from distributed.security import Security
+from distributed.utils import silence_logging_cmgr
 
 from bigmap.config import ExistingCluster
 from bigmap.errors import ClusterError
@@ -36,7 +38,8 @@ def connect(settings: ExistingCluster) -> Iterator[Client]:
             f"{CONNECT_LIMIT_S} s ({_innermost(error)}); check that it runs and that the TLS files "
             "belong to it"
         ) from None
-    with client:
+    # Dask shows a traceback for a scheduler that has gone; the run says so in one sentence.
+    with silence_logging_cmgr(logging.CRITICAL, root="distributed.client"), client:
         yield client
 
 
