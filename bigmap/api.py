@@ -41,7 +41,7 @@ from bigmap.samples import (
 from bigmap.staging import JOBS, StageSummary, read_staged, stage_plan, use_staged
 from bigmap.store import open_map
 from bigmap.training import TrainingReporter, TrainingSummary, train_on_cluster, train_recipe
-from bigmap.zones import ZonePlans, is_utm, plan_zones, run_zones
+from bigmap.zones import ZonePlans, is_utm, plan_zones, run_zones, stage_zones
 
 __all__ = [
     "estimate_areas",
@@ -124,11 +124,14 @@ def run(
     if redo is not None and not resuming:
         raise OutputError(f"--redo: there is no run at {recipe.output.path} to do blocks of again")
     if is_utm(recipe):
-        if staged is not None:
-            raise RecipeError("grid.crs: utm cannot be mapped from staged scenes; name one zone")
         with Cluster(recipe, note=(reporter or SilentReporter()).note) as cluster:
             return run_zones(
-                plan_zones(recipe, resume=resuming, render=cluster.render),
+                plan_zones(
+                    recipe,
+                    resume=resuming,
+                    render=cluster.render,
+                    staged=Path(staged) if staged is not None else None,
+                ),
                 partial(run_plan, client=cluster.client, threads=threads_per_worker(recipe)),
                 resume=resuming,
                 limit=limit,
@@ -173,7 +176,8 @@ def stage(
     recipe
         What is to be mapped.
     folder
-        Where to; what is there already and unchanged is kept.
+        Where to; what is there already and unchanged is kept. With ``grid.crs: utm`` each zone
+        has a folder of its name in it.
     whole
         Copy whole files, and not only the tiles that the run reads.
     jobs
@@ -186,6 +190,10 @@ def stage(
     BigmapError
         If the recipe cannot work, or the folder cannot hold the scenes.
     """
+    if is_utm(recipe):
+        return stage_zones(
+            plan_zones(recipe), Path(folder), whole=whole, jobs=jobs, reporter=reporter
+        )
     return stage_plan(make_plan(recipe), Path(folder), whole=whole, jobs=jobs, reporter=reporter)
 
 

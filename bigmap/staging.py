@@ -12,7 +12,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -80,6 +80,18 @@ class StageSummary:
     def exit_code(self) -> int:
         """0 done, 3 some files failed."""
         return 3 if self.failures else 0
+
+    @classmethod
+    def add(cls, parts: Mapping[str, StageSummary]) -> StageSummary:
+        """Add up what was done in several folders, by their names."""
+        counts = ("items", "files", "kept", "fetched", "fetched_bytes")
+        sums = {name: sum(getattr(part, name) for part in parts.values()) for name in counts}
+        failures = tuple(
+            (f"{folder}/{file}", reason)
+            for folder, part in parts.items()
+            for file, reason in part.failures
+        )
+        return cls(**sums, failures=failures)
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from bigmap import simulate
-from bigmap.area import list_utm_zones, utm_crs
+from bigmap.area import list_utm_zones, read_area, utm_crs
+from bigmap.catalog import Catalogue
 from bigmap.config import UTM, Recipe
 from bigmap.errors import CatalogError, EmptyAreaError, OutputError, RecipeError
 from bigmap.ledger import Lease
 from bigmap.models import MapModel
 from bigmap.planning import Estimate, Plan, check_inputs, check_scenes, make_plan
+from bigmap.progress import StageProgress
 from bigmap.runner import Reporter, RunSummary
 from bigmap.runs import RunFolder
+from bigmap.staging import StageSummary, read_staged, stage_plan, use_staged, verify_stage
 from bigmap.store import create_root
 
 
@@ -81,7 +85,11 @@ def split_recipe(recipe: Recipe) -> list[Recipe]:
 
 
 def plan_zones(
-    recipe: Recipe, *, resume: bool = False, render: simulate.Renderer = simulate.render_here
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    render: simulate.Renderer = simulate.render_here,
+    staged: Path | None = None,
 ) -> ZonePlans:
     """Plan all zones of a map.
 
@@ -93,6 +101,8 @@ def plan_zones(
         Take the items of zones that have been started, and check that they still fit.
     render
         As for :func:`bigmap.planning.make_plan`.
+    staged
+        Folder of :func:`stage_zones`: its scenes are read, and nothing else.
 
     Raises
     ------
@@ -104,21 +114,55 @@ def plan_zones(
     for part in split_recipe(recipe):
         folder = RunFolder(part.output.path)
         started = resume and folder.exists()
+        scenes = staged / group_of(part) if staged is not None else None
         try:
-            plan = make_plan(
-                part, catalogue=folder.read_items() if started else None, render=render
-            )
+            items = folder.read_items() if started else _read_scenes(part, scenes)
+            plan = make_plan(part, catalogue=items, render=render)
         except EmptyAreaError:
             continue  # only the search for zones, which is generous, thought it touched
         except CatalogError as error:
             raise CatalogError(f"{group_of(part)}: {error}") from error
         if started:
             folder.check_plan(plan)
+        if scenes is not None:
+            plan = use_staged(plan, scenes)
         check_scenes(replace(plan, recipe=recipe))
         plans.append(plan)
     if not plans:
         raise RecipeError("area: lies in no UTM zone that it may be mapped in")
     return ZonePlans(recipe, tuple(plans))
+
+
+def _read_scenes(part: Recipe, scenes: Path | None) -> Catalogue | None:
+    """Return the staged items of a zone; none was staged where it only might have been touched."""
+    if scenes is None:
+        return None
+    read_area(crs=part.grid.crs, **part.area.model_dump())
+    return read_staged(scenes)
+
+
+def stage_zones(
+    zones: ZonePlans, folder: Path, *, whole: bool, jobs: int, reporter: StageProgress | None
+) -> StageSummary:
+    """Fetch the scenes of all zones, each into a folder of the zone's name; see :func:`stage_plan`.
+
+    What two zones read of an item is fetched for each of them: it lies at the border of both.
+    """
+    return StageSummary.add(
+        {
+            group: stage_plan(plan, folder / group, whole=whole, jobs=jobs, reporter=reporter)
+            for group, plan in zip(zones.groups, zones.plans, strict=True)
+        }
+    )
+
+
+def verify_zones(recipe: Recipe, folder: Path, *, jobs: int) -> StageSummary:
+    """Compare the staged files of all zones with their checksums; see :func:`verify_stage`."""
+    groups = [group_of(part) for part in split_recipe(recipe)]
+    there = [group for group in groups if (folder / group).is_dir()]
+    if not there:
+        raise CatalogError(f"{folder}: holds no staged scenes; make them with bigmap stage")
+    return StageSummary.add({group: verify_stage(folder / group, jobs=jobs) for group in there})
 
 
 def run_zones(

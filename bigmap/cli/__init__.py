@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -50,7 +51,7 @@ from bigmap.progress import (
 from bigmap.runner import RunSummary, stop_on_signals
 from bigmap.runs import RunStatus, check_output, read_status
 from bigmap.staging import ITEMS, JOBS, StageSummary, verify_stage
-from bigmap.zones import ZonePlans
+from bigmap.zones import ZonePlans, is_utm, verify_zones
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -204,7 +205,8 @@ def stage_command(
     console = Console(highlight=False, stderr=as_json, soft_wrap=True)
     with stop_on_signals():
         if verify:
-            summary = verify_stage(out, jobs=jobs)
+            verified = partial(verify_zones, loaded) if is_utm(loaded) else verify_stage
+            summary = verified(out, jobs=jobs)
         else:
             reporter = StageProgress(console)
             summary = api.stage(loaded, out, whole=whole, jobs=jobs, reporter=reporter)
@@ -303,6 +305,8 @@ def show_stage(console: Console, summary: StageSummary, out: Path, recipe: Recip
     )
     if summary.failures:
         console.print("incomplete: fetch the rest with the same command, without --verify")
+    if is_utm(recipe):
+        return  # Each zone has items of its own, which are no source for another.
     kept = {"start", "end", "max_cloud_percent", "harmonise", "mask"}
     source = {"kind": "files", "files": [str((out / ITEMS).absolute())]}
     source |= recipe.source.model_dump(mode="json", include=kept)

@@ -1,6 +1,7 @@
 """``grid.crs: utm`` on tiny scenes at 6 degrees east: two zones, each pixel in one, as if alone."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from pyproj import Transformer
 import bigmap
 from bigmap import cli
 from bigmap.config import parse_recipe
-from bigmap.errors import OutputError, RecipeError
+from bigmap.errors import CatalogError, OutputError, RecipeError
 from bigmap.runner import run_plan
 from bigmap.runs import RunFolder, read_status
 from bigmap.zones import ZonePlans
 from tests.integration.local import start_cluster
+from tests.integration.test_staging import digest
 from tests.integration.tiny_scenes import write_tiny_scenes
 
 BOX = [5.8, 41.5, 6.15, 41.7]
@@ -167,3 +169,33 @@ def test_one_zone_can_be_done_again(mapped):
     block = next(iter(RunFolder(f"{recipe.output.path}/utm32n").ledger.latest()))
     summary = bigmap.run(recipe, redo=[f"utm32n/{block}"])
     assert (summary.sent, summary.exit_code) == (1, 0)
+
+
+def test_staged_zones_give_the_same_bytes(items, mapped, tmp_path, capsys):
+    """Each zone's scenes lie in a folder of their own, and nothing else is read."""
+    shutil.copytree(items.parent, tmp_path / "scenes")
+    recipe = make_recipe(tmp_path, tmp_path / "scenes" / items.name)
+    file, folder = tmp_path / "recipe.yaml", tmp_path / "staged"
+    file.write_text(recipe.to_yaml())
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["stage", str(file), "--out", str(folder), *arguments])
+        return stop.value.code or 0, capsys.readouterr().out
+
+    with pytest.raises(CatalogError, match=r"utm31n: .*holds no staged scenes"):
+        bigmap.run(recipe, staged=folder)
+    code, text = call()
+    assert code == 0
+    assert "12 files of 4 items: 0 kept, 12 fetched" in text
+    assert {path.name for path in folder.iterdir()} == {"utm31n", "utm32n"}
+    shutil.rmtree(tmp_path / "scenes")  # Neither items nor files are there any more.
+    assert json.loads(call("--verify", "--json")[1])["kept"] == 12
+    assert bigmap.run(recipe, staged=folder).exit_code == 0
+    expected = digest(mapped[0].output.path)
+    assert len(expected) > 4
+    assert digest(recipe.output.path) == expected
+    next((folder / "utm32n").rglob("*.tif")).unlink()
+    code, text = call("--verify")
+    assert code == 3
+    assert "failed: utm32n/scenes/" in text
