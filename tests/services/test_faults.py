@@ -23,7 +23,9 @@ HEADER = ("fault", "times", "blocks", "end", "same bytes", "seconds in all")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
     world = World.make(tmp_path_factory.mktemp("faults"))
     yield world
     if not world.rows:
@@ -32,7 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     Path(ROOT / "build").mkdir(exist_ok=True)
     Path(ROOT / "build" / "faults.md").write_text(text + "\n")
     print(f"\n{text}")
-    if os.environ.get("BIGMAP_FAULTS_RESULTS"):
+    if os.environ.get("BIGMAP_FAULTS_RESULTS") and not request.session.testsfailed:
         body = (
             f"A map of {world.blocks} blocks with small-conv, by two worker processes. Every run "
             "ended with the bytes of one that nothing had disturbed, every block in its ledger as "
