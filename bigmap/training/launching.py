@@ -156,8 +156,9 @@ class Group:
 def find_error(kind: str) -> type[BigmapError]:
     """Return an error of ours by its name."""
     found = getattr(errors, kind, None)
-    is_ours = isinstance(found, type) and issubclass(found, BigmapError)
-    return found if is_ours else TrainingError
+    if isinstance(found, type) and issubclass(found, BigmapError):
+        return found
+    return TrainingError
 
 
 def launch(
