@@ -78,6 +78,7 @@ class Family:
         chips = {
             **self.samples,
             "max_dates": dates,
+            "min_dates": min(dates, self.samples.get("min_dates", 1)),
             "path": str(work / "chips" / f"{kind}-{part}.zarr"),
             "max_chips": self.test_chips if is_test else self.train_chips,
             "split": TEST_SPLIT if is_test else TRAIN_SPLIT,
