@@ -134,7 +134,7 @@ SEGMENTATION = Family(
     training={
         "objective": {"kind": "segmentation"}, "epochs": 6, "batch_chips": 8,
         "precision": "bfloat16", "optimiser": {"learning_rate": 0.003}, "schedule": COSINE,
-        "clip_norm": 1.0,
+        "clip_norm": 1.0, "augment": {"date_dropout": 0.25},
     },
     variants=(
         Variant("spinet", {"name": "spinet", "options": {"size": "small"}}),
@@ -170,7 +170,7 @@ IMAGES = Family(
     train_chips=240,
     test_chips=48,
     training={
-        "objective": {"kind": "image", "loss": "ssim"}, "epochs": 6, "batch_chips": 4,
+        "objective": {"kind": "image", "loss": "ssim"}, "epochs": 3, "batch_chips": 4,
         "precision": "bfloat16", "optimiser": {"learning_rate": 0.0015}, "schedule": COSINE,
         "clip_norm": 1.0,
     },

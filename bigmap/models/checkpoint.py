@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bigmap.errors import ModelError
@@ -35,7 +35,8 @@ def save_weights(model: MapModel, path: str | Path, *, training: Training | None
     if file.suffix != ".safetensors":
         raise ModelError(f"{file}: weights are written to a file that ends in .safetensors")
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, str(file))
+    # Not by save_file, whose files nobody else may read, whatever the umask.
+    file.write_bytes(save(tensors))
     write_card(model, file, training or Training())
 
 
