@@ -65,7 +65,8 @@ def extract_command(
             reporter=ProgressReporter(console),
         )
     if as_json:
-        typer.echo(json.dumps(asdict(summary) | {"exit_code": summary.exit_code}))
+        counts = {"states": dict(summary.states), "seconds": dict(summary.seconds)}
+        typer.echo(json.dumps(asdict(summary) | counts | {"exit_code": summary.exit_code}))
     show_extraction(console, summary)
     raise typer.Exit(summary.exit_code)
 

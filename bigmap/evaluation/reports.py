@@ -7,14 +7,17 @@ import math
 import re
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from bigmap.errors import OutputError
 from bigmap.evaluation.design import Estimate
 from bigmap.evaluation.results import Evaluation, ModelScores
 from bigmap.models import ClassEntry
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK = "#1f2421"
 CELL_INCHES = 0.72
@@ -172,6 +175,8 @@ def draw_confusion(model: ModelScores, legend: tuple[ClassEntry, ...]) -> Figure
     shares = np.divide(counts, totals, where=totals > 0, out=np.full(counts.shape, np.nan))
     number = len(legend)
     side = CELL_INCHES * number
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow, and few commands draw
+
     figure = Figure(figsize=(side + 3.6, side + 3.0), dpi=110, layout="constrained")
     axes = figure.subplots()
     axes.imshow(np.nan_to_num(shares), cmap="Greens", vmin=0, vmax=1)

@@ -7,8 +7,6 @@ import io
 import fsspec
 import numpy as np
 import shapely
-from matplotlib.collections import PolyCollection
-from matplotlib.figure import Figure
 from shapely.geometry.base import BaseGeometry
 
 from bigmap.chips import SPLITS, ChipSet
@@ -38,6 +36,10 @@ def draw_chips(run_folder: str, path: str, chips: ChipLattice) -> str:
     str
         Path of the picture.
     """
+    # It takes a second to import, which other commands need not wait for.
+    from matplotlib.collections import PolyCollection  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     places = ChipSet(path).places
     figure = Figure(figsize=(9, 8), dpi=120, layout="constrained")
     axes = figure.add_subplot()

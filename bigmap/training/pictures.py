@@ -7,9 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from bigmap.chips import UNLABELLED
@@ -38,6 +35,8 @@ def draw_samples(file: Path, batch: Batch, outputs: dict[str, Tensor], spec: Mod
     spec
         Of the model.
     """
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow, and few commands draw
+
     image_bands = next(
         (each.channels for each in spec.extra_layers if each.name == "image"), spec.bands
     )
@@ -51,7 +50,7 @@ def draw_samples(file: Path, batch: Batch, outputs: dict[str, Tensor], spec: Mod
             axis.set_title(title, fontsize=8)
             axis.set_axis_off()
     file.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(file))  # type: ignore[no-untyped-call]
+    figure.savefig(file, format="png")
 
 
 def _list_panels(
@@ -95,5 +94,7 @@ def _pick(image: FloatArray, bands: tuple[str, ...]) -> FloatArray:
 
 
 def _colour_classes(spec: ModelSpec) -> dict[str, Any]:
+    from matplotlib.colors import ListedColormap  # noqa: PLC0415 - as above
+
     colours = ListedColormap([*(entry.colour for entry in spec.legend), MISSING])
     return {"cmap": colours, "vmin": -0.5, "vmax": len(spec.legend) + 0.5}

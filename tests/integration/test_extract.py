@@ -193,7 +193,7 @@ def test_pairs_are_made_by_degrading_the_chip(world, client, tmp_path):
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        ({"min_labelled_percent": 100}, "no chip was cut; .* with too few labels"),
+        ({"max_dates": 4, "min_dates": 4}, "no chip was cut; .* with too few clear dates"),
         ({"min_dates": 3, "max_dates": 3, "min_clear_percent": 100, "chip_px": 8,
           "split": {"kind": "cells", "cell_km": 1}}, "no chip of 8 px has a place"),
         ({"chip_px": 16}, "a chip covers 16 px of the grid, more than grid.cell_px 8"),

@@ -14,7 +14,7 @@ from distributed.comm import CommClosedError
 from bigmap.clusters import open_cluster
 from bigmap.config import parse_recipe
 from bigmap.ledger import Ledger
-from bigmap.runner import SilentReporter, _Driver, run_plan
+from bigmap.runner import BlockDriver, SilentReporter, run_plan
 from bigmap.runs import RunFolder
 from tests.integration.test_bounded import do_nothing, make_plan
 
@@ -66,7 +66,7 @@ class LosesAWorker:
 )
 def test_a_worker_lost_while_the_job_is_brought_is_no_lost_cluster(tmp_path, losses, status, calls):
     client = LosesAWorker(losses, status)
-    driver = _Driver(make_plan(tmp_path, 64), client, None, None, None, None)
+    driver = BlockDriver(make_plan(tmp_path, 64), client, None, None, None, None)
     if losses < calls:
         driver._bring(None)
     else:

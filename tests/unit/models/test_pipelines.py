@@ -82,7 +82,8 @@ def test_hrnet_sees_the_views_standardised(views):
         std = torch.tensor([0.2, 0.3] * repeats)[:, None, None]
         expected = model.network((image - mean) / std)["logits"]
     assert outputs["logits"].shape == (2, 1, 48, 64)
-    assert torch.allclose(outputs["logits"], expected, atol=1e-4)
+    # The logits of random weights go into the hundreds.
+    assert torch.allclose(outputs["logits"], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_the_super_resolution_sees_what_its_model_would():
