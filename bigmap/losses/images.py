@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from bigmap.losses.masking import erode_mask, keep_valid, mean_valid, widen
 
@@ -61,6 +60,11 @@ def ssim_loss(image: Tensor, target: Tensor, *, valid: Tensor, data_range: float
     torch.Tensor
         Mean over bands and windows, from 0 (equal) to 2.
     """
+    # It imports Matplotlib, for which no other command should wait.
+    from torchmetrics.functional.image import (  # noqa: PLC0415
+        structural_similarity_index_measure,
+    )
+
     _, similarity = structural_similarity_index_measure(
         keep_valid(image, valid),
         keep_valid(target, valid),
