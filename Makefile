@@ -12,8 +12,8 @@ WRITE_SCHEMA = $(BIN)/python -c 'import sys; from bigmap.config import write_sch
 PYTEST := $(BIN)/python -m pytest
 REPORTS := build/reports
 
-# Fields west of Lleida, 5 x 5.5 km; cells and blocks are small to match.
-RUN_BBOX ?= 0.60,41.62,0.66,41.67
+# Fields west of Lleida, 2.5 x 2.8 km; cells and blocks are small to match.
+RUN_BBOX ?= 0.60,41.62,0.63,41.645
 RUN_MAP := maps/catalonia-trial.zarr
 
 .PHONY: help install install-services run test test-slow test-services test-long bench lint format schema clean
@@ -37,7 +37,7 @@ $(SERVICES_STAMP): tests/services/requirements.txt
 
 run: install  ## map part of Catalonia on simulated scenes and score it; needs no network
 	$(BIN)/bigmap run recipes/catalonia.yaml --source simulated --bbox $(RUN_BBOX) \
-	    --set source.start=2024-03-20 --set source.end=2024-04-25 --set source.scene_px=366 \
+	    --set source.start=2024-05-01 --set source.end=2024-05-31 --set source.scene_px=366 \
 	    --set grid.cell_px=256 --set grid.block_px=256 --set grid.shard_px=1024 \
 	    --output $(RUN_MAP) --overwrite
 	$(BIN)/python scripts/score_trial.py $(RUN_MAP)
