@@ -141,7 +141,7 @@ def test_a_signal_stops_with_75_and_the_run_goes_on(
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     wait_until(lambda: count_steps(tmp_path) >= 4)
     process.send_signal(signal.SIGUSR1)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=240)
     assert process.returncode == 75, said
     assert "go on with the same command and --resume" in said
     assert 4 <= count_steps(tmp_path) < 9
@@ -168,6 +168,14 @@ def test_two_processes_train_as_one(alone: Path, pair: Path) -> None:
     assert read_losses(pair) != read_losses(alone)
 
 
+def is_rank(process: psutil.Process) -> bool:
+    """Tell whether a process trains; one that has ended does not."""
+    try:
+        return "bigmap.training" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
 def test_a_lost_process_ends_the_run_and_a_resumed_one_has_the_same_bits(
     tmp_path: Path, chips: str, pair: Path
 ) -> None:
@@ -181,7 +189,7 @@ def test_a_lost_process_ends_the_run_and_a_resumed_one_has_the_same_bits(
             if report.done == 4:
                 ranks = [
                     each for each in set(me.children()) - before
-                    if "bigmap.training" in each.cmdline() and each.environ()["RANK"] == "1"
+                    if is_rank(each) and each.environ()["RANK"] == "1"
                 ]  # fmt: skip
                 ranks[0].kill()
 
@@ -194,9 +202,8 @@ def test_a_lost_process_ends_the_run_and_a_resumed_one_has_the_same_bits(
     started = time.monotonic()
     with pytest.raises(LostRankError, match="process 1 of 2 was ended by SIGKILL; go on with"):
         train(content, processes=2, reporter=Killer())
-    assert time.monotonic() - started < 60
-    left = [each for each in me.children() if "bigmap.training" in each.cmdline()]
-    assert not left, "no process is left behind"
+    assert time.monotonic() - started < 240
+    assert not [each for each in me.children() if is_rank(each)], "no process is left behind"
     train(content, processes=2, resume=True)
     assert_same_bits(tmp_path, pair)
 
@@ -210,7 +217,7 @@ def test_torchrun_starts_the_same_training(tmp_path: Path, chips: str, pair: Pat
         "-m", "bigmap.cli", "train", str(file),
     ]  # fmt: skip
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -132,7 +132,7 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path, command: str) -> 
     while not list(tmp_path.rglob("item.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert [line for line in errors.splitlines() if not line.startswith("simulating ")] == [
         "bigmap: interrupted"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -188,12 +186,6 @@ def test_windows_that_start_at_multiples_line_up(trained):
     steps = (model.spec.multiple_px, 16)
     aligned, _ = measure_shift(model, reflectance, size=192, steps=steps)
     assert aligned < model.spec.tolerance
-    # Strides show where image pooling, which differs in every window, is left out.
-    local = copy.deepcopy(model)
-    torch.nn.init.zeros_(local.network.pyramid.pooled.weight)
-    torch.nn.init.zeros_(local.network.pyramid.pooled.bias)
-    aligned, other = measure_shift(local, reflectance, size=192, steps=steps)
-    assert aligned < other
 
 
 @pytest.mark.training
