@@ -54,7 +54,7 @@ def test_two_nodes_train_as_one_process_and_go_on_after_the_time_limit(
     job = subprocess.check_output(command, env=env, text=True).strip()
     log, steps = tmp_path / "train.log", shared / "weights.run" / "steps.csv"
 
-    def wait_until(is_so: Callable[[], bool], limit_s: float = 60) -> None:
+    def wait_until(is_so: Callable[[], bool], limit_s: float = 240) -> None:
         deadline = time.monotonic() + limit_s
         while not is_so():
             said = log.read_text() if log.exists() else ""
