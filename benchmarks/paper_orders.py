@@ -364,7 +364,7 @@ def describe(family: Family, found: dict[str, list[dict[str, Any]]], work: Path)
         lines.append(
             f"- {' > '.join(order)} by {family.scores[0]}: "
             f"**{'holds' if holds else 'does not hold'}** "
-            f"({' , '.join(f'{mean:.4g}' for mean in means)})"
+            f"({', '.join(f'{mean:.4g}' for mean in means)})"
         )
     return [*lines, ""]
 
