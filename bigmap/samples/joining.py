@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -24,6 +24,7 @@ from bigmap.chips import (
     create_chips,
     write_chips,
 )
+from bigmap.clusters.mapping import map_on
 from bigmap.config import SamplesConfig
 from bigmap.errors import SamplesError
 from bigmap.ledger import write_atomically
@@ -97,14 +98,11 @@ def join_chips(
     }
     create_chips(folder.output, template, places, facts=facts)
     step = template.shard_chips
-    futures = [
-        client.submit(
-            _join_shard, folder.path, folder.output, template, first,
-            tiles[first : first + step].tolist(), positions[first : first + step], pure=False,
-        )
+    shards = [
+        (first, tiles[first : first + step].tolist(), positions[first : first + step])
         for first in range(0, len(order), step)
-    ]  # fmt: skip
-    client.gather(futures)
+    ]
+    deque(map_on(client, _ShardJoin(folder.path, folder.output, template), shards), maxlen=0)
     complete_chips(folder.output)
     filesystem, root = fsspec.core.url_to_fs(folder.path)
     text = json.dumps(asdict(counts), indent=2) + "\n"
@@ -229,25 +227,27 @@ def _statistics(
     return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(variance, 1e-12)).tolist()}
 
 
-def _join_shard(
-    run_folder: str,
-    output: str,
-    template: ChipTemplate,
-    first: int,
-    tiles: list[str],
-    positions: npt.NDArray[np.int32],
-) -> None:
-    """Gather the chips of one shard from the parts of their tiles and write it."""
-    filesystem, root = fsspec.core.url_to_fs(run_folder)
-    names = np.array(tiles)
-    arrays = {
-        name: np.full((len(names), *shape), fill, dtype)
-        for name, (shape, dtype, fill) in template.arrays().items()
-    }
-    for tile in dict.fromkeys(tiles):
-        own = np.flatnonzero(names == tile)
-        content = filesystem.cat_file(f"{root}/{PARTS}/{tile}.npz")
-        with np.load(io.BytesIO(content), allow_pickle=False) as part:
-            for name, array in arrays.items():
-                array[own] = part[name][positions[own]]
-    write_chips(output, first, arrays)
+@dataclass(frozen=True)
+class _ShardJoin:
+    """Gathers the chips of one shard from the parts of their tiles and writes it."""
+
+    run_folder: str
+    output: str
+    template: ChipTemplate
+
+    def __call__(self, shard: tuple[int, list[str], npt.NDArray[np.int32]]) -> None:
+        """Write the shard: index of its first chip, and tile and position of each."""
+        first, tiles, positions = shard
+        filesystem, root = fsspec.core.url_to_fs(self.run_folder)
+        names = np.array(tiles)
+        arrays = {
+            name: np.full((len(names), *shape), fill, dtype)
+            for name, (shape, dtype, fill) in self.template.arrays().items()
+        }
+        for tile in dict.fromkeys(tiles):
+            own = np.flatnonzero(names == tile)
+            content = filesystem.cat_file(f"{root}/{PARTS}/{tile}.npz")
+            with np.load(io.BytesIO(content), allow_pickle=False) as part:
+                for name, array in arrays.items():
+                    array[own] = part[name][positions[own]]
+        write_chips(self.output, first, arrays)
