@@ -15,7 +15,7 @@ from pyproj import CRS, Proj
 from pyproj.exceptions import ProjError
 from shapely.geometry.base import BaseGeometry
 
-from bigmap.errors import EmptyAreaError, RecipeError
+from bigmap.errors import BigmapError, EmptyAreaError, RecipeError
 from bigmap.grid import Area
 
 LONLAT = "EPSG:4326"
@@ -259,20 +259,36 @@ def _suits(crs: str, places: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     return suits
 
 
-def _read_polygons(file: str) -> gpd.GeoSeries:
+def read_vector(
+    file: str, *, where: str, error: type[BigmapError] = RecipeError
+) -> gpd.GeoDataFrame:
+    """Read a vector file whole, in any format and CRS.
+
+    Parameters
+    ----------
+    where
+        Names the setting and the file in messages.
+    error
+        Raised where the file cannot be read or has no CRS.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             is_parquet = file.lower().endswith((".parquet", ".geoparquet"))
             frame = gpd.read_parquet(file) if is_parquet else gpd.read_file(file)
     except FileNotFoundError:
-        raise RecipeError(f"area.file: {file}: no such file") from None
-    except (pyogrio.errors.DataSourceError, OSError, ValueError) as error:
-        missing = "no such file" in str(error).lower()
+        raise error(f"{where}: no such file") from None
+    except (pyogrio.errors.DataSourceError, OSError, ValueError) as failure:
+        missing = "no such file" in str(failure).lower()
         reason = "no such file" if missing else "is not a vector file that can be read"
-        raise RecipeError(f"area.file: {file}: {reason}") from None
+        raise error(f"{where}: {reason}") from None
     if not isinstance(frame, gpd.GeoDataFrame) or frame.crs is None:
-        raise RecipeError(f"area.file: {file}: has no CRS, so its place is unknown")
+        raise error(f"{where}: has no CRS, so its place is unknown; assign one")
+    return frame
+
+
+def _read_polygons(file: str) -> gpd.GeoSeries:
+    frame = read_vector(file, where=f"area.file: {file}")
     is_polygon = frame.geom_type.isin(["Polygon", "MultiPolygon"]) & ~frame.geometry.is_empty
     if not is_polygon.any():
         raise RecipeError(f"area.file: {file}: holds no polygons")

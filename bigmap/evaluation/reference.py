@@ -17,9 +17,9 @@ import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyogrio.errors
 import shapely
 
+from bigmap.area import read_vector
 from bigmap.config import Recipe
 from bigmap.errors import SamplesError
 from bigmap.evaluation.design import LEAST_POINTS, DesignScores, estimate_accuracy
@@ -139,17 +139,7 @@ def read_points(sample: ReferenceSample) -> gpd.GeoDataFrame:
         If the file cannot be read, holds other things than points, or lacks CRS or attributes.
     """
     file, where = sample.file, f"--reference {sample.file}"
-    try:
-        is_parquet = Path(file).suffix in (".parquet", ".geoparquet")
-        frame = gpd.read_parquet(file) if is_parquet else gpd.read_file(file)
-    except FileNotFoundError:
-        raise SamplesError(f"{where}: no such file") from None
-    except (pyogrio.errors.DataSourceError, OSError, ValueError) as error:
-        missing = "no such file" in str(error).lower()
-        reason = "no such file" if missing else "is not a vector file that can be read"
-        raise SamplesError(f"{where}: {reason}") from None
-    if not isinstance(frame, gpd.GeoDataFrame) or frame.crs is None:
-        raise SamplesError(f"{where}: has no CRS, so its place is unknown; assign one")
+    frame = read_vector(file, where=where, error=SamplesError)
     if not (frame.geom_type == "Point").all() or frame.geometry.is_empty.any() or not len(frame):
         raise SamplesError(f"{where}: a sample is points, one a row, and this holds others or none")
     for option, name in (("--attribute", sample.attribute), ("--stratum", sample.stratum)):
