@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -12,6 +14,9 @@ from distributed import LocalCluster
 from bigmap.clusters.settings import DASHBOARD, LOOPBACK, local_config
 from bigmap.config import LocalCudaCluster
 from bigmap.errors import ClusterError
+
+CLOSE_TIMEOUT_S = 30
+"""How long the workers of a finished run may take to end before they are killed."""
 
 
 @contextmanager
@@ -70,12 +75,22 @@ def start_cuda(settings: LocalCudaCluster, *, memory_gb: float) -> Iterator[Loca
 
 @contextmanager
 def _closing(cluster: LocalCluster) -> Iterator[None]:
-    """Close a cluster; a worker that takes too long to end, on a busy machine, fails no run."""
+    """Close a cluster; a worker that takes too long to end fails no run, and is killed.
+
+    The nanny of a worker that was killed while it started never learns that the next one did, and
+    without a limit it would wait for that when it is closed.
+    """
     try:
         yield
     finally:
-        with suppress(TimeoutError):
-            cluster.close()
+        nannies = list(cluster.workers.values())
+        try:
+            cluster.close(timeout=CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            for nanny in nannies:
+                if nanny.pid is not None:
+                    with suppress(ProcessLookupError):
+                        os.kill(nanny.pid, signal.SIGKILL)
 
 
 def cuda_options(settings: LocalCudaCluster, *, memory_gb: float) -> dict[str, Any]:

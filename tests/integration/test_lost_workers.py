@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
+from distributed import Client
 from distributed.comm import CommClosedError
 
 from bigmap.clusters import open_cluster
+from bigmap.clusters.local import start_local
 from bigmap.config import parse_recipe
 from bigmap.ledger import Ledger
 from bigmap.runner import BlockDriver, SilentReporter, run_plan
@@ -131,3 +136,38 @@ def test_a_block_that_hangs_is_given_up_and_those_behind_it_are_not(
     assert sum(said in note for note in reporter.notes) == 2
     assert summary.exit_code == (3 if state == "failed" else 0)
     assert (said in (first.error or "")) == (state == "failed")
+
+
+def test_a_worker_that_its_nanny_lost_sight_of_ends_with_its_cluster(monkeypatch):
+    monkeypatch.setattr("bigmap.clusters.local.CLOSE_TIMEOUT_S", 5)
+    with start_local(workers=1, blocks=1, memory_gb=4) as cluster, Client(cluster) as client:
+        known = set(client.run(os.getpid).values())
+        # Killed at work, and the next one as soon as it is born.
+        for _ in range(2):
+            before = find_workers()
+            for process in before:
+                process.kill()
+            psutil.wait_procs(before)
+            wait_until(find_workers)
+        wait_until(lambda: set(client.run(os.getpid).values()) - known)
+        workers = find_workers()
+    _gone, alive = psutil.wait_procs(workers, timeout=5)
+    assert workers
+    assert not alive
+
+
+def find_workers() -> list[psutil.Process]:
+    """Return the worker processes that this process has started."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def wait_until(is_so, *, limit_s: float = 60) -> None:
+    deadline = time.monotonic() + limit_s
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
