@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -25,11 +26,25 @@ class ColourMatching(nn.Module):
         self, bands: int = 3, *, reference_bands: int | None = None, width: int = 64
     ) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(bands, width, 1), nn.ReLU(), nn.Conv2d(width, reference_bands or bands, 1)
-        )
+        first, last = nn.Conv2d(bands, width, 1), nn.Conv2d(width, reference_bands or bands, 1)
+        if reference_bands in (None, bands) and width >= bands:
+            _keep_colours(first, last)
+        self.layers = nn.Sequential(first, nn.ReLU(), last)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map reflectance (batch, band, y, x) to that of the other sensor, of the same size."""
         matched: Tensor = self.layers(image)
         return matched
+
+
+@torch.no_grad()
+def _keep_colours(first: nn.Conv2d, last: nn.Conv2d) -> None:
+    """Let the first hidden channels carry the bands, and the others add nothing yet."""
+    bands = first.in_channels
+    assert first.bias is not None
+    assert last.bias is not None
+    first.weight[:bands] = torch.eye(bands)[..., None, None]
+    first.bias[:bands] = 0
+    last.weight.zero_()
+    last.weight[:, :bands] = torch.eye(bands)[..., None, None]
+    last.bias.zero_()

@@ -111,4 +111,7 @@ def test_colour_matching_is_two_layers_for_each_pixel():
     hidden = (pixels @ first.weight[:, :, 0, 0].T + first.bias).relu()
     wanted = (hidden @ second.weight[:, :, 0, 0].T + second.bias).permute(0, 3, 1, 2)
     torch.testing.assert_close(network(image), wanted)
+    torch.testing.assert_close(network(image), image)
+    network(image).square().mean().backward()
+    assert (second.weight.grad[:, 3:] != 0).any(), "the other channels can learn"
     assert ColourMatching(12, reference_bands=3, width=8)(torch.rand(1, 12, 4, 4)).shape[1] == 3
