@@ -19,7 +19,7 @@ from typing import Any
 
 import pystac
 import torch
-from pystac import RequiredPropertyMissing, STACError
+from pystac import RequiredPropertyMissing, STACError, STACTypeError
 from pystac.extensions.classification import Classification
 from pystac.extensions.file import FileExtension
 from pystac.extensions.mlm import (
@@ -46,7 +46,8 @@ SHA2_256 = "1220"
 
 
 _CARD_ERRORS = (
-    ValueError, KeyError, TypeError, IndexError, AttributeError, STACError, RequiredPropertyMissing,
+    ValueError, KeyError, TypeError, IndexError, AttributeError, STACError, STACTypeError,
+    RequiredPropertyMissing,
 )  # fmt: skip
 """What a file that is no card, or half of one, raises when it is read."""
 

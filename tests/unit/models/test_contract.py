@@ -263,6 +263,9 @@ def test_weights_that_do_not_fit_the_recipe_are_refused(weights, tmp_path):
     weights.write_bytes(cut)
     with pytest.raises(ModelError, match="its checksum differs"):
         build_model("small-conv", weights=str(weights))
+    weights.with_suffix(".json").write_text('{"pixel accuracy": 0.9}')
+    with pytest.raises(ModelError, match=r"weights\.json: is not a model card"):
+        build_model("small-conv", weights=str(weights))
     weights.with_suffix(".json").unlink()
     with pytest.raises(ModelError, match=r"has no model card weights\.json"):
         build_model("small-conv", weights=str(weights))
