@@ -225,7 +225,11 @@ class Engine:
                 device.type, dtype=torch.bfloat16, enabled=self.windowing.precision == "bfloat16"
             ):
                 seen = torch.stack([clear[:, *cut] for cut in cuts])
-                reflectance = prepare(torch.stack([pixels[:, :, *cut] for cut in cuts]), seen)
+                reflectance = prepare(
+                    torch.stack([pixels[:, :, *cut] for cut in cuts]),
+                    seen,
+                    empty=model.mean_reflectance,
+                )
                 scores = model(reflectance, dates.expand(len(cuts), -1), seen)
             for index, (core, place, _) in enumerate(chosen):
                 canvas.add(core, place, {k: v[index].float() for k, v in scores.items()})
@@ -240,11 +244,11 @@ def _to_device(data: CellData, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.ascontiguousarray(pixels)).to(device), clear
 
 
-def prepare(pixels: Tensor, clear: Tensor) -> Tensor:
+def prepare(pixels: Tensor, clear: Tensor, *, empty: Tensor) -> Tensor:
     """Turn pixels of windows into finite reflectance.
 
-    A pixel without data in any band takes, in all bands, the mean of its clear dates, or 0
-    where it has none: a hole stays the pixel's own affair.
+    A pixel without data in any band takes, in all bands, the mean of its clear dates, or a
+    constant where it has none: a hole stays the pixel's own affair.
 
     Parameters
     ----------
@@ -252,6 +256,9 @@ def prepare(pixels: Tensor, clear: Tensor) -> Tensor:
         (batch, time, band, y, x): the bits of uint16 DN as int16, or float32 reflectance.
     clear
         bool, (batch, time, y, x).
+    empty
+        Reflectance of a pixel that is clear on no date, (band,); see
+        :attr:`bigmap.models.MapModel.mean_reflectance`.
 
     Returns
     -------
@@ -270,7 +277,8 @@ def prepare(pixels: Tensor, clear: Tensor) -> Tensor:
     total = torch.zeros_like(reflectance[:, 0])
     for date in torch.where(clear.unsqueeze(2), reflectance, 0).unbind(1):
         total = total + date
-    mean = total / clear.sum(dim=1).clamp(min=1).unsqueeze(1)
+    count = clear.sum(dim=1).unsqueeze(1)
+    mean = torch.where(count > 0, total / count.clamp(min=1), empty.to(total)[:, None, None])
     return torch.where(has_data.unsqueeze(2), reflectance, mean.unsqueeze(1))
 
 

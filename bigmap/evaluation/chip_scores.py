@@ -191,7 +191,9 @@ class ChipScorer:
         spec = self.candidate.spec
         is_half = self.windowing.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_half):
-            scores = self.model(prepare(pixels, clear), dates, clear)
+            scores = self.model(
+                prepare(pixels, clear, empty=self.model.mean_reflectance), dates, clear
+            )
         found = {}
         if self.matrix is not None:
             values = torch.tensor([entry.value for entry in spec.legend], device=self.device)

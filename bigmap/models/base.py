@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from bigmap.models.layers import BandStatistics
+
 ModelKind = Literal["exact", "windowed", "large-field"]
 OptionValue = bool | int | float | str
 
@@ -161,6 +163,17 @@ class MapModel(nn.Module, ABC):
     options: Mapping[str, OptionValue] = MappingProxyType({})
     """All options with their values, set by the registry."""
 
+    @property
+    def mean_reflectance(self) -> Tensor:
+        """What a pixel that is clear on no date holds, (band,): the mean of the data set.
+
+        It stands out least. A rule, which knows no mean, takes 0.
+        """
+        for module in self.modules():
+            if isinstance(module, BandStatistics):
+                return module.mean
+        return torch.zeros(len(self.spec.bands))
+
     @abstractmethod
     def forward(self, reflectance: Tensor, dates: Tensor, clear: Tensor) -> Mapping[str, Tensor]:
         """Score windows.
@@ -169,7 +182,7 @@ class MapModel(nn.Module, ABC):
         ----------
         reflectance
             float32, (batch, time, band, y, x), finite everywhere: a pixel without data holds the
-            mean of its clear dates, or 0 where it has none.
+            mean of its clear dates, or :attr:`mean_reflectance` where it has none.
         dates
             bool, (batch, time): false for a date that only pads the batch; it must change
             nothing.

@@ -67,9 +67,12 @@ class Batch:
         assert self.target is not None
         return (self.target != NODATA).all(dim=1)
 
-    def prepare(self) -> Tensor:
-        """Return finite reflectance, float32 (batch, time, band, y, x), jittered where it is."""
-        reflectance = prepare(self.pixels, self.clear)
+    def prepare(self, empty: Tensor) -> Tensor:
+        """Return finite reflectance, float32 (batch, time, band, y, x), jittered where it is.
+
+        See :func:`bigmap.inference.prepare`.
+        """
+        reflectance = prepare(self.pixels, self.clear, empty=empty)
         if self.gain is None or self.offset is None:
             return reflectance
         gain = self.gain[:, :, None, None, None]

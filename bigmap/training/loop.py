@@ -302,7 +302,7 @@ class Trainer:
         """Run a model on a batch in the recipe's precision; outputs are float32."""
         is_half = self.settings.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_half):
-            outputs = model.compute(batch.prepare(), batch.dates, batch.clear)
+            outputs = model.compute(batch.prepare(model.mean_reflectance), batch.dates, batch.clear)
         return {name: values.float() for name, values in outputs.items()}
 
     def _seed_torch(self, part: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from bigmap.chips import UNLABELLED
@@ -61,7 +62,7 @@ def _list_panels(
     row: int,
 ) -> list[tuple[str, npt.NDArray[Any], dict[str, Any]]]:
     best = int(batch.clear[row].sum(dim=(1, 2)).argmax())
-    given = batch.prepare()[row, best].numpy()
+    given = batch.prepare(torch.zeros(len(spec.bands)))[row, best].numpy()
     low, high = np.percentile(_pick(given, spec.bands), (2, 98))
 
     def stretch(image: FloatArray, bands: tuple[str, ...]) -> FloatArray:

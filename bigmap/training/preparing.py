@@ -110,7 +110,7 @@ class TrainingJob:
 def probe(model: NetworkModel, batch: Batch) -> dict[str, Tensor]:
     """Run the model on a chip for the shapes of its outputs."""
     was_training = model.training
-    outputs = model.eval().compute(batch.prepare(), batch.dates, batch.clear)
+    outputs = model.eval().compute(batch.prepare(model.mean_reflectance), batch.dates, batch.clear)
     model.train(was_training)
     return outputs
 

@@ -130,7 +130,7 @@ def test_tiles_of_an_exact_model_equal_the_whole(tiny, tmp_path, client, name):
     model = optimise(plan.model)
     with torch.inference_mode():
         dates = torch.ones(1, pixels.shape[1], dtype=torch.bool)
-        scores = model(prepare(pixels, clear), dates, clear)
+        scores = model(prepare(pixels, clear, empty=model.mean_reflectance), dates, clear)
     rows, cols = (
         slice(start * fine, start * fine + result.sizes[axis])
         for start, axis in ((row, "y"), (col, "x"))

@@ -16,6 +16,7 @@ from bigmap.errors import ModelError
 from bigmap.grid import Lattice
 from bigmap.inference import CellData, Engine, Windowing, _ramp, prepare
 from bigmap.models import build_model
+from bigmap.models.layers import TYPICAL_STATISTICS
 from bigmap.quality import DateRule
 
 
@@ -128,14 +129,19 @@ def test_a_pixel_that_is_bad_on_all_dates_is_nodata_alone():
 def test_holes_take_the_mean_of_the_clear_dates():
     pixels = torch.tensor([0.1, 0.3, float("nan")]).reshape(1, 3, 1, 1, 1).repeat(1, 1, 2, 1, 1)
     clear = torch.tensor([True, True, False]).reshape(1, 3, 1, 1)
-    filled = prepare(pixels, clear)
+    filled = prepare(pixels, clear, empty=torch.zeros(2))
     assert filled[0, 2].flatten().tolist() == pytest.approx([0.2, 0.2])
     assert filled[0, 0, 0].item() == pytest.approx(0.1)
-    assert (
-        prepare(torch.full((1, 1, 2, 1, 1), float("nan")), torch.zeros(1, 1, 1, 1).bool())
-        .eq(0)
-        .all()
-    )
+
+
+def test_a_pixel_that_is_clear_on_no_date_holds_what_the_model_saw_on_average():
+    model = build_model("segnet", bands=("red", "nir"))
+    pixels = torch.full((1, 2, 2, 1, 1), float("nan"))
+    filled = prepare(pixels, torch.zeros(1, 2, 1, 1).bool(), empty=model.mean_reflectance)
+    typical = [TYPICAL_STATISTICS["red"][0], TYPICAL_STATISTICS["nir"][0]]
+    assert filled[0, :, :, 0, 0].tolist() == [pytest.approx(typical)] * 2
+    rule = build_model("ndvi")
+    assert rule.mean_reflectance.tolist() == [0, 0]
 
 
 def test_dates_are_chosen_for_each_cell():

@@ -94,8 +94,8 @@ def test_jitter_is_a_gain_and_an_offset_in_each_bands_own_deviation() -> None:
     sample = make_chip()
     settings = AugmentConfig(flips=False, turns=False, jitter=0.1)
     variation = draw_variation(settings, 5, seed=3, epoch=1, chip=4)
-    plain = collate([0], [sample], [vary_nothing(5)], VIEW).prepare()
-    varied = collate([0], [sample], [variation], VIEW).prepare()
+    plain = collate([0], [sample], [vary_nothing(5)], VIEW).prepare(torch.zeros(2))
+    varied = collate([0], [sample], [variation], VIEW).prepare(torch.zeros(2))
     gain = torch.from_numpy(variation.gain)[None, :, None, None, None]
     offset = torch.from_numpy(variation.offset)[None, :, None] * torch.tensor([0.1, 0.2])
     torch.testing.assert_close(varied, plain * gain + offset[..., None, None])
