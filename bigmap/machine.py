@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
+"""For the environment of processes in which arrays of 10 MB come and go. By default glibc returns
+each to the system, and the next one's pages are faulted in again: SPInet took 4.8 s of user and
+3.6 s of system time where it takes 5.2 s and 0.1 s with these. Other C libraries ignore them."""
+
 
 def machine_memory_gb() -> float:
     """Return the memory of this machine, in GB."""
@@ -13,7 +18,9 @@ def machine_memory_gb() -> float:
 
 def count_cores() -> int:
     """Return how many cores this process may use; a job often may not use all of its machine."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def count_gpus() -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bigmap.machine import ALLOCATOR
+
 LOOPBACK = "127.0.0.1"
 DASHBOARD = f"{LOOPBACK}:0"
 
@@ -26,7 +28,9 @@ SCHEDULER: dict[str, Any] = {
 }
 ENVIRONMENT = {
     # Threads that wait for each other must not spin: another block may need the core.
-    "OMP_WAIT_POLICY": "PASSIVE"
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # In place of Dask's, with which a worker gives back each array at once.
+    **ALLOCATOR,
 }
 
 

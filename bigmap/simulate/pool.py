@@ -22,6 +22,7 @@ from typing import IO
 
 import bigmap.errors
 from bigmap.errors import RunError
+from bigmap.machine import ALLOCATOR
 
 # Ctrl-C reaches the whole group of processes; the caller alone then ends the others. The public
 # names of the packages would load torch and pandas, which takes longer than a small request, so
@@ -35,21 +36,9 @@ for name, folder in zip(("bigmap", "bigmap.simulate"), sys.argv[1:]):
 from bigmap.simulate.worker import serve_tasks
 serve_tasks()
 """
-_ENVIRONMENT = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
-) | {
-    # Arrays of 10 MB come and go. By default glibc returns each to the system, and processes
-    # then wait for each other's page faults: two of them took half as long again for a part.
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**28),
-}
-
-
-def count_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+_ENVIRONMENT = (
+    dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | ALLOCATOR
+)
 
 
 def run_tasks(setup: object, tasks: Sequence[object], *, processes: int) -> None:

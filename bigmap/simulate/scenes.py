@@ -22,6 +22,7 @@ from typing import Any
 import rasterio
 
 from bigmap.errors import OutputError, PlanError
+from bigmap.machine import count_cores
 from bigmap.simulate.acquisitions import Datatake
 from bigmap.simulate.files import COG_TILE_PX, mark_used, replace_file, trim_cache
 from bigmap.simulate.flavours import (
@@ -33,7 +34,7 @@ from bigmap.simulate.flavours import (
     restyle_item,
 )
 from bigmap.simulate.items import name_item
-from bigmap.simulate.pool import count_cores, run_tasks
+from bigmap.simulate.pool import run_tasks
 from bigmap.simulate.rendering import SceneJob, list_datatakes_of, render_scenes
 from bigmap.simulate.sensor import MSI
 from bigmap.simulate.tiles import PIECE_PX, SCENE_SIDES_PX, Part, list_parts

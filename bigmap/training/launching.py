@@ -23,7 +23,7 @@ from typing import IO
 from bigmap import errors
 from bigmap.config import Recipe
 from bigmap.errors import BigmapError, LostRankError, TrainingError
-from bigmap.machine import count_cores
+from bigmap.machine import ALLOCATOR, count_cores
 from bigmap.training.loop import TrainingSummary
 from bigmap.training.progress import TrainingReporter
 from bigmap.training.ranks import LOOPBACK, STORE_VARIABLE
@@ -200,7 +200,7 @@ def launch(
 
 
 def _start(rank: int, world: int, listener: socket.socket, job: str) -> subprocess.Popen[str]:
-    environment = os.environ | {
+    environment = ALLOCATOR | os.environ | {
         "RANK": str(rank),
         "WORLD_SIZE": str(world),
         "LOCAL_RANK": str(rank),
