@@ -200,15 +200,19 @@ def launch(
 
 
 def _start(rank: int, world: int, listener: socket.socket, job: str) -> subprocess.Popen[str]:
-    environment = ALLOCATOR | os.environ | {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": LOOPBACK,
-        "MASTER_PORT": str(listener.getsockname()[1]),
-        STORE_VARIABLE: str(listener.fileno()),
-    }
+    environment = (
+        ALLOCATOR
+        | os.environ
+        | {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": LOOPBACK,
+            "MASTER_PORT": str(listener.getsockname()[1]),
+            STORE_VARIABLE: str(listener.fileno()),
+        }
+    )
     environment.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // world)))
     process = subprocess.Popen(
         [sys.executable, "-m", "bigmap.training"],

@@ -215,7 +215,9 @@ class Image(Objective):
 
     Razzak et al. (2021), section 5.1: w consistency + (1 - w) loss, where the consistency
     compares the image, averaged down, with the clearest date of Sentinel-2 (our reading of
-    their reference view), and the loss comes after colour matching and registration.
+    their reference view), and the loss comes after colour matching and registration. They do not
+    tell the unit of reflectance; the consistency is in standard deviations of each band here, as
+    squares of reflectance would be nothing beside the other loss.
 
     Parameters
     ----------
@@ -223,12 +225,19 @@ class Image(Objective):
         The recipe's.
     bands
         Of the image, and of its target.
+    band_std
+        Standard deviations of the reflectance of these bands, (band,).
     seed
         Of the dropout in ShiftNet.
     """
 
-    def __init__(self, settings: ImageObjective, bands: int, *, seed: int) -> None:
+    def __init__(
+        self, settings: ImageObjective, bands: int, *, band_std: Tensor | None = None, seed: int
+    ) -> None:
         super().__init__()
+        std = torch.ones(bands) if band_std is None else band_std.float()
+        self.std: Tensor
+        self.register_buffer("std", std[:, None, None], persistent=False)
         share = settings.consistency_weight
         self.loss = settings.loss
         self.seed = seed
@@ -272,7 +281,8 @@ class Image(Objective):
             assert batch.reference_clear is not None
             reference = to_reflectance(batch.reference)
             valid = batch.reference_clear
-            losses.append(radiometric_consistency(outputs["image"], reference, valid=valid))
+            image = outputs["image"] / self.std
+            losses.append(radiometric_consistency(image, reference / self.std, valid=valid))
         return torch.stack(losses)
 
     def match(self, image: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -308,6 +318,7 @@ def make_objective(
     outputs: Outputs,
     *,
     class_weights: Tensor | None,
+    band_std: Tensor | None = None,
     seed: int,
 ) -> Objective:
     """Make the objective of a recipe.
@@ -321,6 +332,9 @@ def make_objective(
     class_weights
         float32, (class,), see :func:`bigmap.losses.class_weights`; used where the recipe wants
         classes weighted and each has its own logit.
+    band_std
+        Standard deviations of the reflectance of the image's bands, (band,); the unit of the
+        radiometric consistency, by default 1.
     seed
         Of the objective's own weights and of its dropout.
     """
@@ -339,4 +353,5 @@ def make_objective(
             case EndToEndObjective():
                 return EndToEnd(settings)
             case ImageObjective():
-                return Image(settings, outputs["image"].shape[1], seed=seed)
+                bands = outputs["image"].shape[1]
+                return Image(settings, bands, band_std=band_std, seed=seed)

@@ -95,8 +95,16 @@ class TrainingJob:
             self.settings.objective,
             probe(model, self.open_feed().load(self.train[:1], None)),
             class_weights=self.class_weights,
+            band_std=self._reference_std(),
             seed=self.settings.seed,
         )
+
+    def _reference_std(self) -> Tensor | None:
+        """Return the deviations of what images are to be consistent with, where they are."""
+        if self.view.reference_bands is None:
+            return None
+        std = np.maximum(self.chips.statistics[1], LEAST_STD)
+        return torch.from_numpy(np.asarray(std)[list(self.view.reference_bands)])
 
     def open_feed(self, *, threads: int = 1, cache_bytes: int = 0, pin: bool = False) -> ChipFeed:
         """Open the chips for reading; see :class:`ChipFeed`."""

@@ -133,11 +133,25 @@ def test_objectives_are_the_papers_sums() -> None:
     dual = total(DualObjective(kind="dual", image_weight=0.5, affinity_weight=0.0))
     image = losses.mse_loss(outputs["image"], target, valid=valid)
     assert dual == pytest.approx(float(weighted + 0.5 * image))
-    consistency = losses.radiometric_consistency(
-        outputs["image"], to_reflectance(batch.reference), valid=batch.reference_clear
-    )
-    alone = total(ImageObjective(kind="image", loss="mae", consistency_weight=1.0))
-    assert alone == pytest.approx(float(consistency))
+
+
+def test_consistency_is_in_standard_deviations_of_each_band() -> None:
+    batch = make_batch()
+    outputs = make_outputs(batch, logits=3)
+    settings = ImageObjective(kind="image", loss="mae", consistency_weight=1.0)
+    std = torch.tensor([0.5, 0.1, 0.02])[: outputs["image"].shape[1]]
+    made = make_objective(settings, outputs, class_weights=None, band_std=std, seed=0)
+    alone = (made(outputs, batch) * torch.tensor([*made.coefficients.values()])).sum().item()
+    each = [
+        losses.radiometric_consistency(
+            outputs["image"][:, band : band + 1],
+            to_reflectance(batch.reference)[:, band : band + 1],
+            valid=batch.reference_clear,
+        ).item()
+        / std[band].item() ** 2
+        for band in range(len(std))
+    ]
+    assert alone == pytest.approx(sum(each) / len(each), rel=1e-5)
 
 
 def test_registered_images_draw_the_same_dropout_in_any_batch() -> None:
