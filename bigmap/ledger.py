@@ -33,6 +33,7 @@ FLUSH_RECORDS = 200
 FLUSH_S = 2.0
 COMPACT_SEGMENTS = 50
 HEARTBEAT_S = 10.0
+LEASE_FILE = "lease.json"
 LEASE_LOST_S = 90.0
 UNREADABLE_LEASE_S = 2.0
 
@@ -224,7 +225,7 @@ class Lease:
 
     def __init__(self, folder: str) -> None:
         self.filesystem, root = fsspec.core.url_to_fs(folder)
-        self.path = f"{root}/lease.json"
+        self.path = f"{root}/{LEASE_FILE}"
         self.state = LeaseState(uuid.uuid4().hex, socket.gethostname(), os.getpid(), time.time())
         self.stopping = threading.Event()
         self.thread: threading.Thread | None = None
@@ -249,7 +250,7 @@ class Lease:
             since = dt.datetime.fromtimestamp(holder.renewed, dt.UTC).strftime("%H:%M:%S UTC")
             raise LeaseError(
                 f"{self.path}: another run (process {holder.pid} on {holder.host}, seen {since}) "
-                "writes this output; wait for it, stop it, or choose another output.path"
+                "writes here; wait for it, stop it, or choose another place in the recipe"
             )
         if holder is not None:
             self.filesystem.rm_file(self.path)
@@ -258,7 +259,7 @@ class Lease:
             self.filesystem.pipe_file(self.path, self._bytes(), mode="create")
         except FileExistsError:
             raise LeaseError(
-                f"{self.path}: another run took this output at this moment; choose another"
+                f"{self.path}: another run took this place at this moment; choose another"
             ) from None
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written ({error})") from None
@@ -301,7 +302,7 @@ def read_lease(filesystem: Any, path: str) -> LeaseState | None:
 def holds_lease(folder: str, owner: str) -> bool:
     """Tell whether an owner still holds the lease of a run; asked by workers before they write."""
     filesystem, root = fsspec.core.url_to_fs(folder)
-    holder = read_lease(filesystem, f"{root}/lease.json")
+    holder = read_lease(filesystem, f"{root}/{LEASE_FILE}")
     return holder is not None and holder.owner == owner
 
 

@@ -17,7 +17,7 @@ from bigmap.catalog import Catalogue, load_items, save_items
 from bigmap.config import ZONE_GROUP, Recipe, parse_recipe, parse_yaml
 from bigmap.errors import OutputError
 from bigmap.grid import ROI, Area
-from bigmap.ledger import LeaseState, Ledger, read_lease, write_atomically
+from bigmap.ledger import LEASE_FILE, LeaseState, Ledger, read_lease, write_atomically
 from bigmap.planning import Plan
 
 FREE_FIELDS = (
@@ -218,7 +218,7 @@ class RunFolder:
     def read_lease(self) -> LeaseState | None:
         """Return who drives the run at this moment."""
         filesystem, root = fsspec.core.url_to_fs(self.path)
-        return read_lease(filesystem, f"{root}/lease.json")
+        return read_lease(filesystem, f"{root}/{LEASE_FILE}")
 
 
 def check_output(recipe: Recipe, *, resume: bool, overwrite: bool) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bigmap.errors import TrainingError
+from bigmap.ledger import LEASE_FILE
 from bigmap.models import MapModel, Training, save_weights
 from bigmap.runs import differing_fields
 
@@ -70,10 +71,13 @@ class TrainingFolder:
         return resume and self.checkpoint.exists()
 
     def start(self) -> None:
-        """Make the folder anew, without what an earlier run left."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
+        """Make the folder anew, without what an earlier run left but for the lease of this one."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for each in self.path.iterdir():
+            if each.is_dir():
+                shutil.rmtree(each)
+            elif each.name != LEASE_FILE:
+                each.unlink()
         for file in (self.weights, self.weights.with_suffix(".json")):
             file.unlink(missing_ok=True)
 

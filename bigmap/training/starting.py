@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
 from bigmap.config import Recipe
-from bigmap.errors import TrainingError
+from bigmap.errors import BigmapError, OutputError, TrainingError
+from bigmap.ledger import Lease
 from bigmap.machine import count_cores, count_gpus
 from bigmap.training.launching import launch
 from bigmap.training.loop import Trainer, TrainingSummary
@@ -82,8 +84,10 @@ def run_rank(
         torch.backends.cudnn.benchmark = True
     elif "OMP_NUM_THREADS" not in os.environ or rank.local_world > 1:
         torch.set_num_threads(max(1, count_cores() // rank.local_world))
-    with open_link(rank, device) as link:
-        resuming = _check_folder(job, link, resume=resume, overwrite=overwrite)
+    with (
+        open_link(rank, device) as link,
+        _take_folder(job, link, resume=resume, overwrite=overwrite) as resuming,
+    ):
         trainer = Trainer(
             job, link, device,
             reporter=reporter if rank.is_first else SilentTraining(), should_stop=should_stop,
@@ -91,21 +95,28 @@ def run_rank(
         return trainer.run(resume=resuming)
 
 
-def _check_folder(job: TrainingJob, link: Link, *, resume: bool, overwrite: bool) -> bool:
-    """Let the first process look at the place of the weights, and tell all whether to resume."""
-    refusal: TrainingError | None = None
+@contextmanager
+def _take_folder(job: TrainingJob, link: Link, *, resume: bool, overwrite: bool) -> Iterator[bool]:
+    """Let the first process take the place of the weights, and tell all whether to resume."""
+    lease = Lease(str(job.folder.path))
+    refusal: BigmapError | None = None
     verdict = torch.zeros(2)
     if link.rank.is_first:
         try:
             verdict[0] = float(job.folder.check(resume=resume, overwrite=overwrite))
-        except TrainingError as error:
+            lease.acquire()
+        except (TrainingError, OutputError) as error:
             refusal, verdict[1] = error, 1.0
-    link.sum(verdict)
-    if refusal is not None:
-        raise refusal
-    if verdict[1]:
-        raise TrainingError("the first process cannot start; it says why")
-    return bool(verdict[0])
+    try:
+        link.sum(verdict)
+        if refusal is not None:
+            raise refusal
+        if verdict[1]:
+            raise TrainingError("the first process cannot start; it says why")
+        yield bool(verdict[0])
+    finally:
+        if link.rank.is_first and refusal is None:
+            lease.release()
 
 
 def choose_device(rank: Rank) -> torch.device:

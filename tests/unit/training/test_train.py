@@ -16,7 +16,8 @@ import zarr
 import bigmap
 from bigmap.chips import META
 from bigmap.cli import main
-from bigmap.errors import TrainingError
+from bigmap.errors import LeaseError, TrainingError
+from bigmap.ledger import Lease
 from bigmap.models import build_model, read_card, read_tensors
 from bigmap.training import train_recipe
 from tests.unit.training.chip_cases import BANDS, make_recipe, recipe_content, write_chips
@@ -40,6 +41,22 @@ def test_training_learns_and_leaves_weights_that_load_with_their_scores(tmp_path
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5"]
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     assert list((tmp_path / "weights.run" / "samples").glob("epoch-*.png"))
+
+
+def test_two_trainings_of_the_same_weights_do_not_meet(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, write_chips(tmp_path / "chips.zarr"), training={"epochs": 1})
+    other = Lease(str(tmp_path / "weights.run"))
+    other.acquire()
+    (tmp_path / "weights.run" / "checkpoint.pt").write_text("of the other")
+    for settings in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(
+            LeaseError, match=r"lease\.json: another run .* writes here; wait for it"
+        ):
+            train_recipe(recipe, **settings)
+    assert (tmp_path / "weights.run" / "checkpoint.pt").read_text() == "of the other"
+    other.release()
+    assert train_recipe(recipe, overwrite=True).exit_code == 0
+    assert not (tmp_path / "weights.run" / "lease.json").exists()
 
 
 RGB = ["red", "green", "blue"]
