@@ -180,7 +180,7 @@ IMAGES = Family(
     train_chips=240,
     test_chips=48,
     training={
-        "objective": {"kind": "image", "loss": "ssim"}, "epochs": 3, "batch_chips": 4,
+        "objective": {"kind": "image", "loss": "ssim"}, "epochs": 10, "batch_chips": 4,
         "precision": "bfloat16", "optimiser": {"learning_rate": 0.0015}, "schedule": COSINE,
         "clip_norm": 1.0,
     },

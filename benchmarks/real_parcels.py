@@ -3,8 +3,8 @@
     python -m benchmarks.real_parcels --data ../shared/data/slovenia --work maps/parcels
 
 Cuts chips at 10 m and at 2.5 m from the three clear scenes of 2015, trains small networks, three
-seeds each, maps the whole with each, and scores the maps on the eastern half, 50 m away from any
-training chip. Prints Markdown.
+seeds each, and scores each on the eastern half, 50 m away from any training chip: on chips, and as
+a map of the whole, most windows of which reach beyond the square kilometre that has data.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import shapely
 import torch
 
 import bigmap
+from benchmarks.measuring import describe_machine, table, write_results
 from bigmap.chips import ChipSet, is_complete
 from bigmap.config import parse_recipe
 
@@ -42,6 +43,18 @@ NETWORKS = {
     "segnet": {"size": "small"},
 }
 SEEDS = 3
+SCORED = ("chips", "map")
+BODY = """\
+One square kilometre in Slovenia with three clear scenes of 2015 (EO-Learn's example data, MIT;
+contains modified Copernicus Sentinel data; parcels of Slovenia's RABA register). Small networks,
+trained on the chips of the western half for 150 epochs, and scored on the eastern half, 50 m away.
+Accuracies are means of three seeds, with the least and greatest.
+
+{table}
+
+The majority class is that of the test chips; of all labelled pixels of the east it is 0.703. A
+linear model on 30 dates of NDVI and the five scenes reaches 0.896 at 10 m, on the whole east.
+"""
 
 
 def main() -> None:
@@ -54,14 +67,20 @@ def main() -> None:
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     write_halves(work / "halves.gpkg")
-    lines = ["| grid | network | OA | MCC | mean IoU | IoU: " + ", ".join(
-        entry["name"] for entry in LEGEND) + " |", "|---" * 6 + "|"]  # fmt: skip
+    rows, found = [], {}
     for upscale, names in ((1, ("deeplabv3plus", "segnet")), (4, ("spinet", "deeplabv3plus"))):
         for name in names:
             runs = [score(arguments.data, work, name, upscale, seed) for seed in range(SEEDS)]
-            lines.append(describe(f"{10 / upscale:g} m", name, runs))
-        lines.append(describe_majority(f"{10 / upscale:g} m", work, upscale))
-    print("\n".join(lines))
+            found[f"{name}-{upscale}"] = runs
+            rows += [describe(f"{10 / upscale:g} m", name, where, runs) for where in SCORED]
+        rows.append(describe_majority(f"{10 / upscale:g} m", work, upscale))
+    classes = ", ".join(entry["name"] for entry in LEGEND)
+    header = ("grid", "network", "scored", "accuracy", "MCC", "mean IoU", f"IoU: {classes}")
+    body = BODY.format(table=table(header, rows))
+    write_results(
+        "real_parcels", "Real parcels", body, {"machine": describe_machine(), "runs": found},
+        quick=False,
+    )  # fmt: skip
 
 
 def write_halves(file: Path) -> None:
@@ -107,9 +126,9 @@ def make_recipe(data: Path, work: Path, name: str, upscale: int, seed: int) -> A
     })  # fmt: skip
 
 
-def score(data: Path, work: Path, name: str, upscale: int, seed: int) -> dict[str, float]:
+def score(data: Path, work: Path, name: str, upscale: int, seed: int) -> dict[str, Any]:
     """Train one network, unless its scores are there, and score it on the eastern half."""
-    file = work / f"{name}-{upscale}-{seed}.json"
+    file = work / f"scores-{name}-{upscale}-{seed}.json"
     if not file.exists():
         recipe = make_recipe(data, work, name, upscale, seed)
         if not is_complete(recipe.samples.path):
@@ -119,28 +138,34 @@ def score(data: Path, work: Path, name: str, upscale: int, seed: int) -> dict[st
         trained = recipe.model.model_copy(update={"weights": recipe.training.weights})
         mapped = recipe.model_copy(update={"model": trained})
         assert bigmap.run(mapped, overwrite=True).exit_code == 0
-        found = bigmap.evaluate_map(mapped, mapped.output.path, split="test")
-        file.write_text(json.dumps({key: values[0] for key, values in found.rows().items()}))
-    scores: dict[str, float] = json.loads(file.read_text())
-    return scores
+        found = {
+            "chips": bigmap.evaluate_model(recipe, weights=recipe.training.weights, split="test"),
+            "map": bigmap.evaluate_map(mapped, mapped.output.path, split="test"),
+        }
+        scores = {
+            where: {key: values[0] for key, values in evaluation.rows().items()}
+            for where, evaluation in found.items()
+        }
+        file.write_text(json.dumps(scores))
+    content: dict[str, Any] = json.loads(file.read_text())
+    return content
 
 
-def describe(grid: str, name: str, runs: list[dict[str, float]]) -> str:
+def describe(grid: str, name: str, where: str, found: list[dict[str, Any]]) -> tuple[str, ...]:
     """Return a row: means over the seeds, and the spread of the first score."""
+    runs = [run[where] for run in found]
     mean = {key: statistics.mean(run[key] for run in runs) for key in runs[0]}
     accuracy = [run["pixel accuracy"] for run in runs]
     iou = ", ".join(f"{mean.get('IoU of ' + entry['name'], float('nan')):.2f}" for entry in LEGEND)
-    return (
-        f"| {grid} | {name} | {mean['pixel accuracy']:.3f} ({min(accuracy):.3f} to "
-        f"{max(accuracy):.3f}) | {mean['MCC']:.3f} | {mean['mean IoU']:.3f} | {iou} |"
-    )
+    spread = f"{mean['pixel accuracy']:.3f} ({min(accuracy):.3f} to {max(accuracy):.3f})"
+    return grid, name, where, spread, f"{mean['MCC']:.3f}", f"{mean['mean IoU']:.3f}", iou
 
 
-def describe_majority(grid: str, work: Path, upscale: int) -> str:
+def describe_majority(grid: str, work: Path, upscale: int) -> tuple[str, ...]:
     """Return the row of the class that is most frequent in the test chips."""
     places = ChipSet(str(work / f"chips-{upscale}.zarr")).places
     counts = places.class_px[places.split == 2].sum(axis=0)
-    return f"| {grid} | majority class | {counts.max() / counts.sum():.3f} | - | - | - |"
+    return grid, "majority class", "chips", f"{counts.max() / counts.sum():.3f}", "-", "-", "-"
 
 
 if __name__ == "__main__":
