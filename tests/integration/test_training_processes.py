@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,34 +177,50 @@ def is_rank(process: psutil.Process) -> bool:
         return False
 
 
+class Disturbs:
+    """Sends a signal to one of the processes of a training after its fourth step."""
+
+    def __init__(self, find: Callable[[], list[psutil.Process]], number: signal.Signals) -> None:
+        self.find, self.number = find, number
+
+    def add_step(self, report: Any) -> None:
+        if report.done == 4:
+            self.find()[-1].send_signal(self.number)
+
+    def add_epoch(self, epoch: int, values: Any, *, is_best: bool) -> None: ...
+
+    def note(self, message: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+def find_ranks(number: int) -> list[psutil.Process]:
+    """Return this process's children that train as the rank of a number."""
+    ranks = [each for each in psutil.Process().children() if is_rank(each)]
+    return [each for each in ranks if each.environ()["RANK"] == str(number)]
+
+
 def test_a_lost_process_ends_the_run_and_a_resumed_one_has_the_same_bits(
     tmp_path: Path, chips: str, pair: Path
 ) -> None:
     content = make_content(tmp_path, chips)
-    me, before = psutil.Process(), set(psutil.Process().children())
-
-    class Killer:
-        """Kills the second process after the fourth step, through what the first one tells."""
-
-        def add_step(self, report: Any) -> None:
-            if report.done == 4:
-                ranks = [
-                    each for each in set(me.children()) - before
-                    if is_rank(each) and each.environ()["RANK"] == "1"
-                ]  # fmt: skip
-                ranks[0].kill()
-
-        def add_epoch(self, epoch: int, values: Any, *, is_best: bool) -> None: ...
-
-        def note(self, message: str) -> None: ...
-
-        def finish(self) -> None: ...
-
     started = time.monotonic()
     with pytest.raises(LostRankError, match="process 1 of 2 was ended by SIGKILL; go on with"):
-        train(content, processes=2, reporter=Killer())
+        train(content, processes=2, reporter=Disturbs(partial(find_ranks, 1), signal.SIGKILL))
     assert time.monotonic() - started < 240
-    assert not [each for each in me.children() if is_rank(each)], "no process is left behind"
+    assert not find_ranks(0) + find_ranks(1), "no process is left behind"
+    train(content, processes=2, resume=True)
+    assert_same_bits(tmp_path, pair)
+
+
+def test_a_silent_process_is_lost_and_ends_with_the_others(
+    tmp_path: Path, chips: str, pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIGMAP_TRAIN_TIMEOUT_S", "20")
+    content = make_content(tmp_path, chips)
+    with pytest.raises(LostRankError, match="go on with the same command and --resume"):
+        train(content, processes=2, reporter=Disturbs(partial(find_ranks, 1), signal.SIGSTOP))
+    assert not find_ranks(0) + find_ranks(1), "no process is left behind"
     train(content, processes=2, resume=True)
     assert_same_bits(tmp_path, pair)
 
@@ -245,3 +262,20 @@ def test_workers_of_a_dask_cluster_train_as_one_process(
     assert (summary.processes, summary.steps) == (2, 9)
     assert read_losses(tmp_path) == pytest.approx(read_losses(alone), abs=1e-4)
     assert told == [1, 2, 3]
+
+
+def test_a_lost_worker_of_a_dask_cluster_ends_the_run_and_it_can_be_resumed(
+    tmp_path: Path, chips: str, alone: Path
+) -> None:
+    content = make_content(tmp_path, chips) | {"cluster": {"kind": "local", "workers": 2}}
+    recipe = parse_recipe(content, origin="test")
+
+    def find_workers() -> list[psutil.Process]:
+        children = psutil.Process().children()
+        return [each for each in children if "spawn_main" in " ".join(each.cmdline())]
+
+    with pytest.raises(LostRankError, match="go on with the same command and --resume"):
+        train_on_cluster(recipe, reporter=Disturbs(find_workers, signal.SIGKILL))
+    summary = train_on_cluster(recipe, resume=True)
+    assert (summary.processes, summary.steps) == (2, 9)
+    assert read_losses(tmp_path) == pytest.approx(read_losses(alone), abs=1e-4)
