@@ -19,13 +19,12 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from pyproj import Transformer
 from rasterio.errors import CRSError, RasterioError, RasterioIOError
 from rasterio.windows import Window
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from bigmap import grid
-from bigmap.cube.resampling import FileGrid, TargetGrid, plan_sampling
+from bigmap.cube.resampling import FileGrid, TargetGrid, plan_sampling, transformer_between
 from bigmap.errors import ReadError
 from bigmap.grid import ROI
 from bigmap.signing import sign_href
@@ -223,7 +222,7 @@ def find_origin(target: TargetGrid, source: FileGrid) -> tuple[int, int] | None:
     cols, rows = np.meshgrid([0, width / 2, width], [0, height / 2, height])
     x = transform.a * cols + transform.b * rows + transform.c
     y = transform.d * cols + transform.e * rows + transform.f
-    x, y = Transformer.from_crs(source.crs, target.crs, always_xy=True).transform(x, y)
+    x, y = transformer_between(source.crs, target.crs).transform(x, y)
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return None
     origin = target.index_of(float(x[0, 0]), float(y[0, 0]))

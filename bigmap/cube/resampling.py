@@ -61,8 +61,9 @@ METHODS: dict[str, tuple[str, ...]] = {
 
 
 @lru_cache(maxsize=16)
-def _transformer(target: str, source: str) -> Transformer:
-    return Transformer.from_crs(target, source, always_xy=True)
+def transformer_between(first: str, second: str) -> Transformer:
+    """Return the transformation of coordinates from one CRS to another; making one takes 30 ms."""
+    return Transformer.from_crs(first, second, always_xy=True)
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def locate_pixels(target: TargetGrid, roi: ROI, source: str) -> tuple[FloatArray
     x, y = np.meshgrid(
         target.anchor_m[0] + knots[1] * target.gsd_m, target.anchor_m[1] - knots[0] * target.gsd_m
     )
-    located = _transformer(target.crs, source).transform(x, y)
+    located = transformer_between(target.crs, source).transform(x, y)
     xs, ys = (_interpolate(values, knots, roi) for values in located)
     return xs, ys
 
@@ -298,7 +299,7 @@ def bound_sampling(
                            (knot_rows[0], knot_rows[-1]))])  # fmt: skip
     cols = np.concatenate([*([end] * len(knot_rows) for end in (knot_cols[0], knot_cols[-1])),
                            knot_cols, knot_cols])  # fmt: skip
-    x, y = _transformer(target.crs, source.crs).transform(
+    x, y = transformer_between(target.crs, source.crs).transform(
         target.anchor_m[0] + cols * target.gsd_m, target.anchor_m[1] - rows * target.gsd_m
     )
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
