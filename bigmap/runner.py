@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import FrameType
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from bigmap.blocks import run_block
+from bigmap.clusters.mapping import map_on
 from bigmap.errors import (
     BigmapError,
     BlockTimeoutError,
@@ -30,6 +32,7 @@ from bigmap.errors import (
     LostClusterError,
     ModelError,
     OutputError,
+    RunError,
     SamplesError,
     StoppedError,
 )
@@ -570,18 +573,17 @@ def _write_overviews(client: Client, plan: Plan, reporter: Reporter) -> None:
     for level in range(1, template.overviews + 1):
         places = list(overview_places(template, level))
         reporter.note(f"overview {level} of {template.overviews}: {len(places)} shards")
-        futures = client.map(
-            _overview_task, places, path=plan.recipe.output.path, template=template, level=level,
-            pure=False, batch_size=1000,
-        )  # fmt: skip
-        wait(futures)
-        for future in futures:
-            error = future.exception()
-            if error is not None:
-                raise OutputError(f"{plan.recipe.output.path}: overview {level}: {_say(error)}")
+        task = partial(_write_place, path=plan.recipe.output.path, template=template, level=level)
+        try:
+            for _ in map_on(client, task, places, advice="go on with --resume"):
+                pass
+        except (OutputError, LostClusterError):
+            raise
+        except RunError as error:
+            raise OutputError(f"{plan.recipe.output.path}: overview {level}: {error}") from error
 
 
-def _overview_task(place: ROI, *, path: str, template: MapTemplate, level: int) -> None:
+def _write_place(place: ROI, *, path: str, template: MapTemplate, level: int) -> None:
     write_overview(path, template, level=level, place=place)
 
 

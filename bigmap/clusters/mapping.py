@@ -31,7 +31,11 @@ class _HeldTask(WorkerPlugin):
 
 
 def map_on(
-    client: Client, task: Callable[[Item], Result], items: Iterable[Item]
+    client: Client,
+    task: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    advice: str = "start again",
 ) -> Iterator[Result]:
     """Do a task for each item on a cluster, and yield the results as they come.
 
@@ -45,6 +49,8 @@ def map_on(
         Can be pickled; it is sent to each worker once.
     items
         Small, read as workers become free.
+    advice
+        What to do where the cluster is lost, for the message.
 
     Raises
     ------
@@ -58,7 +64,7 @@ def map_on(
         yield from mapping.drive(iter(items))
     except (CommClosedError, TimeoutError, OSError) as error:
         raise LostClusterError(
-            f"the cluster was lost ({str(error) or type(error).__name__}); start again"
+            f"the cluster was lost ({str(error) or type(error).__name__}); {advice}"
         ) from error
     finally:
         # A cluster that is lost needs no tidying.

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
-import pyogrio.errors
 import shapely
 from shapely.geometry.base import BaseGeometry
 
+from bigmap.area import read_vector
 from bigmap.chips import SPLITS
 from bigmap.config import CellSplit, PolygonSplit, SceneSplit, SplitConfig, WithinSceneSplit
 from bigmap.errors import SamplesError
@@ -163,13 +162,7 @@ def _read_file(
     file: str, attribute: str, crs: str
 ) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.object_]]:
     where = f"samples.split.file: {file}"
-    try:
-        is_parquet = file.endswith((".parquet", ".geoparquet"))
-        frame = gpd.read_parquet(file) if is_parquet else gpd.read_file(file)
-    except (pyogrio.errors.DataSourceError, OSError, ValueError) as error:
-        raise SamplesError(f"{where}: cannot be read ({error})") from None
-    if not isinstance(frame, gpd.GeoDataFrame) or frame.crs is None:
-        raise SamplesError(f"{where}: has no CRS, so its place is unknown")
+    frame = read_vector(file, where=where, error=SamplesError)
     if attribute not in frame.columns:
         raise SamplesError(f"{where}: has no attribute {attribute}; see samples.split.attribute")
     frame = frame[frame.geom_type.isin(["Polygon", "MultiPolygon"]) & ~frame.geometry.is_empty]
