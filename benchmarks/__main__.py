@@ -2,10 +2,11 @@
 
 import sys
 
-from benchmarks import end_to_end, model_table, plan_continent, resampling, scale
+from benchmarks import end_to_end, extraction, model_table, plan_continent, resampling, scale
 
 BENCHMARKS = {
     "end_to_end": end_to_end.main,
+    "extraction": extraction.main,
     "models": model_table.main,
     "plan_continent": plan_continent.main,
     "resampling": resampling.main,

@@ -137,7 +137,7 @@ class Case:
 
 
 def adapt_recipe(name: str, **grid_settings: Any) -> dict[str, Any]:
-    """Return the recipe of Catalonia for the items of a case, with every date and two layers."""
+    """Return the recipe of Catalonia for the items of a case, with NDVI, every date, two layers."""
     recipe = read_yaml(ROOT / "recipes" / "catalonia.yaml")
     folder = WORK / name
     mask = recipe["source"]["mask"]
@@ -159,7 +159,8 @@ def adapt_recipe(name: str, **grid_settings: Any) -> dict[str, Any]:
         },
     }
     recipe["grid"] |= grid_settings
-    recipe["model"]["options"]["upscale"] = UPSCALE
+    recipe["model"] = {"name": "ndvi", "options": {"threshold": 0.45, "upscale": UPSCALE}}
+    del recipe["samples"], recipe["training"]
     return recipe
 
 
