@@ -197,9 +197,10 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="extraction")
     parser.add_argument("--quick", action="store_true", help="a trial, not a result")
     parser.add_argument("--pairs", type=int, default=3, help="pairs of runs after the warm-up")
+    parser.add_argument("--side", type=int, default=2, help="blocks along the simulated square")
     options = parser.parse_args(arguments)
     last_day = dt.date(2024, 5, 10 if options.quick else 31)
-    case = prepare_simulated(1, last_day)
+    case = prepare_simulated(1 if options.quick else options.side, last_day)
     found = measure(case, 1 if options.quick else options.pairs)
     found |= {"machine": describe_machine(), "training": measure_training(case)}
     write_results("extraction", "Extraction", describe(found), found, quick=options.quick)
