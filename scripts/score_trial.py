@@ -144,7 +144,7 @@ def draw(trial: Trial, thumbs, step: int, picture: Path) -> None:
     height, width = thumbs.shape[1:]
     size = (10.4, 5.2 * height / width + 0.9)
     figure, axes = plt.subplots(1, 2, figsize=size, facecolor="white", dpi=130)
-    drawn = f", every {step}th pixel" if step > 1 else ""
+    drawn = f", one pixel in {step} along each axis" if step > 1 else ""
     for axis, image, name in zip(axes, painted, ("map", "truth"), strict=True):
         axis.imshow(image, interpolation="nearest")
         axis.set_title(f"{name}, {trial.gsd_m:g} m{drawn}", loc="left", fontsize=11, color=INK)
