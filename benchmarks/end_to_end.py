@@ -32,7 +32,7 @@ from benchmarks.measuring import (
     describe_machine,
     format_spread,
     paired_ratios,
-    run_measured,
+    run_in_turn,
     spread,
     table,
     write_results,
@@ -342,18 +342,15 @@ def measure_driver(case: Case, blocks: int) -> float:
 def measure_case(case: Case, pairs: int) -> dict[str, Any]:
     """Run both in turn and compare what they made."""
     case.write()
-    runs: dict[str, list[dict[str, Any]]] = {who: [] for who in case.outputs}
-    for number in range(pairs + 1):
-        for who, done in runs.items():
-            measured = run_measured(case.command(who), case.folder / f"{who}.log")
-            sys.stderr.write(f"{case.name} {who} {number}: {measured.seconds:.1f} s\n")
-            if number == 0:
-                continue  # A warm-up: files come into memory, modules are compiled.
+    commands = {who: case.command(who) for who in case.outputs}
+    runs: dict[str, list[dict[str, Any]]] = {who: [] for who in commands}
+    for who, done in run_in_turn(commands, case.folder, pairs=pairs).items():
+        for measured in done:
             run = {"seconds": measured.seconds, "peak_gb": measured.peak_bytes / 1e9}
             if who == "bigmap":
                 found = json.loads(measured.output)
                 run |= dict(zip(("elapsed_s", "planned", "stages"), found, strict=True))
-            done.append(run)
+            runs[who].append(run)
     seconds = {who: [run["seconds"] for run in done] for who, done in runs.items()}
     return {
         "title": case.title,

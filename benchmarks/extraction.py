@@ -6,7 +6,6 @@ Then two processes train on the chips, and tell how long they waited for data.
 import argparse
 import datetime as dt
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from benchmarks.measuring import (
     describe_machine,
     format_spread,
     paired_ratios,
-    run_measured,
+    run_in_turn,
     spread,
     table,
     write_results,
@@ -116,8 +115,7 @@ def compare_chips(recipe: Recipe, folder: Path) -> dict[str, float]:
     labels = images = 0
     for index in range(len(chips)):
         ours, theirs = chips.read(index), np.load(folder / f"{index}.npz")
-        same = np.array_equal(ours.labels, theirs["labels"])
-        labels += same
+        labels += np.array_equal(ours.labels, theirs["labels"])
         images += np.array_equal(ours.images, theirs["images"])
     return {"equal_labels": labels / len(chips), "equal_images": images / len(chips)}
 
@@ -134,18 +132,13 @@ def measure(case: Case, pairs: int) -> dict[str, Any]:
         "bigmap": [sys.executable, "-c", RUN_BIGMAP, str(case.folder / "recipe.yaml")],
         "by_hand": [sys.executable, script, str(case.folder / "chips.json"), str(folder)],
     }
-    runs: dict[str, list[dict[str, float]]] = {who: [] for who in commands}
-    for number in range(pairs + 1):
-        for who, command in commands.items():
-            if who == "by_hand":
-                (case.folder / "chips.json").write_text(json.dumps(describe_by_hand(case, recipe)))
-                shutil.rmtree(folder, ignore_errors=True)
-            measured = run_measured(command, case.folder / f"{who}.log")
-            sys.stderr.write(f"{who} {number}: {measured.seconds:.1f} s\n")
-            if number:  # The first is a warm-up: files come into memory.
-                runs[who].append(
-                    {"seconds": measured.seconds, "peak_gb": measured.peak_bytes / 1e9}
-                )
+    # The loop is told where the chips lie.
+    bigmap.extract(recipe, overwrite=True)
+    (case.folder / "chips.json").write_text(json.dumps(describe_by_hand(case, recipe)))
+    runs = {
+        who: [{"seconds": each.seconds, "peak_gb": each.peak_bytes / 1e9} for each in done]
+        for who, done in run_in_turn(commands, case.folder, pairs=pairs).items()
+    }
     seconds = {who: [run["seconds"] for run in done] for who, done in runs.items()}
     return {
         "title": case.title,

@@ -69,6 +69,30 @@ def run_measured(command: Sequence[str], log: Path) -> Measured:
         return Measured(seconds, peak, output.read())
 
 
+def run_in_turn(
+    commands: Mapping[str, Sequence[str]], folder: Path, *, pairs: int
+) -> dict[str, list[Measured]]:
+    """Run commands in turn (A B A B ...), once unmeasured: then files lie in memory.
+
+    Parameters
+    ----------
+    commands
+        By who they are; logs in the folder have their names.
+    folder
+        For the logs.
+    pairs
+        Measured runs of each.
+    """
+    runs: dict[str, list[Measured]] = {who: [] for who in commands}
+    for number in range(pairs + 1):
+        for who, command in commands.items():
+            measured = run_measured(command, folder / f"{who}.log")
+            sys.stderr.write(f"{folder.name} {who} {number}: {measured.seconds:.1f} s\n")
+            if number:
+                runs[who].append(measured)
+    return runs
+
+
 def count_tree_bytes(process: psutil.Process) -> int:
     """Return the memory of a process and all its children, shared pages counted once."""
     total = 0

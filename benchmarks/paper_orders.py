@@ -229,6 +229,10 @@ DUAL = Family(
     orders=(("dual-v4", "deeplab"),),
 )  # fmt: skip
 
+DBPN_SEGNET = {"name": "dbpn-segnet", "legend": "s2glc", "bands": ["nir", "red", "green"],
+               "options": {"size": "small", "upscale": 4}}  # fmt: skip
+# The paper starts from a D-DBPN that super-resolves already.
+IMAGE_FIRST = {"objective": {"kind": "end-to-end", "alpha": 1.0, "beta": 0.0}, "epochs": 8}
 END_TO_END = Family(
     name="end-to-end",
     start="2024-06-10",
@@ -249,19 +253,13 @@ END_TO_END = Family(
         "clip_norm": 1.0,
     },
     variants=(
-        # The paper starts from a D-DBPN that super-resolves already.
-        Variant("dbpn-segnet", {"name": "dbpn-segnet", "legend": "s2glc",
-                                "bands": ["nir", "red", "green"],
-                                "options": {"size": "small", "upscale": 4}},
-                {"objective": {"kind": "end-to-end"}, "clip_norm": 1000.0},
-                {"objective": {"kind": "end-to-end", "alpha": 1.0, "beta": 0.0}, "epochs": 8}),
-        # With the paper's weights the image is a hundred-thousandth of the loss in reflectance, and
-        # is lost; here it is about half. Chosen by the validation chips.
-        Variant("dbpn-segnet-balanced",
-                {"name": "dbpn-segnet", "legend": "s2glc", "bands": ["nir", "red", "green"],
-                 "options": {"size": "small", "upscale": 4}},
+        Variant("dbpn-segnet", DBPN_SEGNET,
+                {"objective": {"kind": "end-to-end"}, "clip_norm": 1000.0}, IMAGE_FIRST),
+        # With the paper's weights the image is a millionth of the loss in reflectance, and is lost;
+        # here it is about half. Chosen by the validation chips.
+        Variant("dbpn-segnet-balanced", DBPN_SEGNET,
                 {"objective": {"kind": "end-to-end", "alpha": 1e5}, "clip_norm": 1000.0},
-                {"objective": {"kind": "end-to-end", "alpha": 1.0, "beta": 0.0}, "epochs": 8}),
+                IMAGE_FIRST),
         Variant("segnet", {"name": "segnet", "legend": "s2glc", "bands": ["nir", "red", "green"],
                            "options": {"size": "small", "upscale": 4}}),
     ),

@@ -4,7 +4,7 @@
 
 Cuts chips at 10 m and at 2.5 m from the three clear scenes of 2015, trains small networks, three
 seeds each, and scores each on the eastern half, 50 m away from any training chip: on chips, and as
-a map of the whole, most windows of which reach beyond the square kilometre that has data.
+a map of the whole, whose windows reach beyond the square kilometre that has data.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ Accuracies are means of three seeds, with the least and greatest.
 The majority class is that of the test chips; of all labelled pixels of the east it is 0.703. A
 linear model on 30 dates of NDVI and the five scenes reaches 0.896 at 10 m, on the whole east.
 
-Maps are worse than chips: the networks were trained on squares of 160 m full of data, but most of a
-map's windows lies beyond this square kilometre, where all that a network sees is its mean colour.
+Maps are worse than chips, probably because the networks were trained on squares of 160 m full of
+data, while large parts of a map's windows lie beyond this square kilometre.
 """
 
 

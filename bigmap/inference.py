@@ -215,7 +215,7 @@ class Engine:
         places = [(core, *grid.window_of(core, halo_px)) for core in cores]
         # A window that never was clear says nothing.
         places = [p for p in places if bool(clear[:, *grid.relative(p[1], window)].any())]
-        batch = self.windowing.batch_windows
+        batch, empty = self.windowing.batch_windows, model.mean_reflectance
         for first in range(0, len(places), batch):
             chosen = places[first : first + batch]
             # One shape for all batches: GPU libraries choose their algorithm by shape.
@@ -228,7 +228,7 @@ class Engine:
                 reflectance = prepare(
                     torch.stack([pixels[:, :, *cut] for cut in cuts]),
                     seen,
-                    empty=model.mean_reflectance,
+                    empty=empty,
                 )
                 scores = model(reflectance, dates.expand(len(cuts), -1), seen)
             for index, (core, place, _) in enumerate(chosen):

@@ -577,7 +577,7 @@ def _write_overviews(client: Client, plan: Plan, reporter: Reporter) -> None:
         try:
             for _ in map_on(client, task, places, advice="go on with --resume"):
                 pass
-        except (OutputError, LostClusterError):
+        except LostClusterError:
             raise
         except RunError as error:
             raise OutputError(f"{plan.recipe.output.path}: overview {level}: {error}") from error

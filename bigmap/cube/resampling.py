@@ -62,7 +62,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 
 @lru_cache(maxsize=16)
 def transformer_between(first: str, second: str) -> Transformer:
-    """Return the transformation of coordinates from one CRS to another; making one takes 30 ms."""
+    """Return the transformation from one CRS to another, which takes tens of ms to make."""
     return Transformer.from_crs(first, second, always_xy=True)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
+import psutil
 from distributed import Client, LocalCluster
 
 
@@ -19,3 +22,21 @@ def start_cluster(workers: int = 1, *, threads: int = 2) -> Iterator[tuple[Local
         Client(cluster) as client,
     ):  # fmt: skip
         yield cluster, client
+
+
+def find_workers() -> list[psutil.Process]:
+    """Return the worker processes that this process has started."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def wait_until(is_so: Callable[[], Any], *, limit_s: float = 60) -> None:
+    """Wait until something is so, and fail where it takes longer than that."""
+    deadline = time.monotonic() + limit_s
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from bigmap.config import parse_recipe
 from bigmap.ledger import Ledger
 from bigmap.runner import BlockDriver, SilentReporter, run_plan
 from bigmap.runs import RunFolder
+from tests.integration.local import find_workers, wait_until
 from tests.integration.test_bounded import do_nothing, make_plan
 
 pytestmark = pytest.mark.slow
@@ -154,20 +153,3 @@ def test_a_worker_that_its_nanny_lost_sight_of_ends_with_its_cluster(monkeypatch
     _gone, alive = psutil.wait_procs(workers, timeout=5)
     assert workers
     assert not alive
-
-
-def find_workers() -> list[psutil.Process]:
-    """Return the worker processes that this process has started."""
-    found = []
-    for child in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess):
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
-
-
-def wait_until(is_so, *, limit_s: float = 60) -> None:
-    deadline = time.monotonic() + limit_s
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -23,6 +23,7 @@ import yaml
 from bigmap.config import parse_recipe
 from bigmap.errors import LostRankError
 from bigmap.training import TrainingSummary, train_on_cluster, train_recipe
+from tests.integration.local import find_workers, wait_until
 from tests.services.processes import free_port
 from tests.unit.training.chip_cases import recipe_content, write_chips
 
@@ -68,13 +69,6 @@ def read_losses(folder: Path) -> list[float]:
 def count_steps(folder: Path) -> int:
     file = folder / "weights.run" / "steps.csv"
     return max(0, len(file.read_text().splitlines()) - 1) if file.exists() else 0
-
-
-def wait_until(is_so: Callable[[], bool], *, limit_s: float = 60) -> None:
-    deadline = time.monotonic() + limit_s
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def assert_same_bits(first: Path, second: Path) -> None:
@@ -269,11 +263,6 @@ def test_a_lost_worker_of_a_dask_cluster_ends_the_run_and_it_can_be_resumed(
 ) -> None:
     content = make_content(tmp_path, chips) | {"cluster": {"kind": "local", "workers": 2}}
     recipe = parse_recipe(content, origin="test")
-
-    def find_workers() -> list[psutil.Process]:
-        children = psutil.Process().children()
-        return [each for each in children if "spawn_main" in " ".join(each.cmdline())]
-
     with pytest.raises(LostRankError, match="go on with the same command and --resume"):
         train_on_cluster(recipe, reporter=Disturbs(find_workers, signal.SIGKILL))
     summary = train_on_cluster(recipe, resume=True)
