@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from bigmap import grid
 from bigmap.cube import Access, BoolArray, CubeReader, DayMasks, UInt16Array
@@ -17,8 +18,8 @@ from bigmap.errors import LeaseError, ReadError
 from bigmap.grid import ROI, Area, Lattice, area_mask
 from bigmap.inference import CellData, Engine, Timings, Windowing, optimise
 from bigmap.items import ItemRow
-from bigmap.ledger import BlockRecord, BlockState, holds_lease
-from bigmap.models import MapModel, ModelChoice
+from bigmap.ledger import NO_SCENE, TOO_CLOUDY, UNREAD, BlockRecord, BlockState, holds_lease
+from bigmap.models import LayerSpec, MapModel, ModelChoice
 from bigmap.quality import DateRule, MaskRule, choose_dates
 from bigmap.store import MapWriter
 
@@ -104,7 +105,7 @@ def run_block(job: BlockJob, block: ROI, rows: Sequence[ItemRow]) -> BlockRecord
         If the run belongs to another driver by now.
     """
     timings = Timings()
-    cells = _CellReads(job, job.reader(rows), timings)
+    cells = _CellReads(job, job.reader(rows), timings, block)
     layers = job.engine.predict(
         block,
         cells,
@@ -115,11 +116,13 @@ def run_block(job: BlockJob, block: ROI, rows: Sequence[ItemRow]) -> BlockRecord
         inside = area_mask(job.area, job.lattice, block)
         for spec in job.engine.layers:
             layers[spec.name][..., ~inside] = spec.nodata
+        mapped = _find_mapped(layers, job.engine.layers)
         if job.lease_owner and not holds_lease(job.run_folder, job.lease_owner):
             raise LeaseError(f"{job.run_folder}: the run belongs to another driver by now")
         place = grid.scale(grid.relative(block, job.extent), job.lattice.upscale)
         shards = MapWriter(job.output).write(layers, place)
     state: BlockState = "degraded" if cells.dropped else "done" if shards else "empty"
+    pixel_km2 = job.lattice.output_gsd_m**2 / 1e6
     return BlockRecord(
         block=name_block(job.lattice, block),
         state=state,
@@ -128,10 +131,22 @@ def run_block(job: BlockJob, block: ROI, rows: Sequence[ItemRow]) -> BlockRecord
         device=job.windowing.device,
         seconds={stage: round(spent, 4) for stage, spent in timings.seconds.items()},
         shards=tuple((shard.key, shard.size_bytes) for shard in shards),
-        mapped_km2=float(inside.sum()) * (job.lattice.gsd_m / job.lattice.upscale) ** 2 / 1e6,
+        mapped_km2=float(mapped.sum()) * pixel_km2,
+        without_data_km2={
+            reason: count * pixel_km2 for reason, count in cells.explain(inside & ~mapped).items()
+        },
         worker=socket.gethostname(),
         finished=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
+
+
+def _find_mapped(layers: Mapping[str, npt.NDArray[Any]], specs: Sequence[LayerSpec]) -> BoolArray:
+    """Return which output pixels have a value in any layer, (y, x)."""
+    mapped = np.zeros(layers[specs[0].name].shape[-2:], dtype=bool)
+    for spec in specs:
+        has_value = layers[spec.name] != spec.nodata
+        mapped |= has_value.any(axis=0) if spec.channels else has_value
+    return mapped
 
 
 @dataclass
@@ -141,8 +156,30 @@ class _CellReads:
     job: BlockJob
     reader: CubeReader
     timings: Timings
+    block: ROI
     used: set[dt.date] = field(default_factory=set)
     dropped: dict[dt.date, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = grid.shape_of(self.block)
+        self.seen = np.zeros(shape, dtype=bool)
+        """Input pixels of the block that any date has seen, clear or not."""
+        self.unread = np.zeros(shape, dtype=bool)
+        """Input pixels of cells that lack a date that could not be read."""
+
+    def explain(self, missing: BoolArray) -> dict[str, int]:
+        """Count output pixels without a value, (y, x) of the block, by the reason."""
+        upscale = self.job.lattice.upscale
+        seen, unread = (
+            each.repeat(upscale, axis=0).repeat(upscale, axis=1)
+            for each in (self.seen, self.unread)
+        )
+        counts = {
+            NO_SCENE: int((missing & ~unread & ~seen).sum()),
+            TOO_CLOUDY: int((missing & ~unread & seen).sum()),
+            UNREAD: int((missing & unread).sum()),
+        }
+        return {reason: count for reason, count in counts.items() if count}
 
     def __call__(self, cell: ROI, window: ROI) -> CellData:
         """Choose the dates of a cell and read them on a window.
@@ -155,13 +192,16 @@ class _CellReads:
         with self.timings.measure("mask"):
             masks = self._read_masks(reader, both)
         inside, cut = grid.relative(cell, both), grid.relative(window, both)
-        share = {day: 100 * float(mask.mosaic()[inside].mean()) for day, mask in masks.items()}
+        own = {day: mask.cut(inside) for day, mask in masks.items()}
+        shares = self._measure_clear(cell, own)
         with self.timings.measure("read"):
             pixels = self._read_bands(
-                reader, {d: m.cut(cut) for d, m in masks.items()}, share, window
+                reader, {d: m.cut(cut) for d, m in masks.items()}, shares, window
             )
-        if self.dropped and not pixels:
-            raise ReadError(f"no date could be read; {min(self.dropped.values())}")
+        lost = self.dropped.keys() & set(reader.days)
+        if lost and not pixels:
+            raise ReadError(f"no date could be read; {self.dropped[min(lost)]}")
+        self._note(cell, own.values(), is_whole=not lost)
         self.used.update(pixels)
         shape = grid.shape_of(window)
         if not pixels:
@@ -172,31 +212,61 @@ class _CellReads:
             np.stack([pixels[day][0] for day in days]), np.stack([pixels[day][1] for day in days])
         )
 
+    def _measure_clear(
+        self, cell: ROI, masks: Mapping[dt.date, DayMasks]
+    ) -> dict[dt.date, tuple[float, float]]:
+        """Return how clear each date is, in percent: of the cell, and of what it shows of the area.
+
+        The first ranks dates and is the same for every area. The second tells whether a date is
+        worth taking: what lies outside the area or beyond the edge of a scene is no cloud. A cell
+        beside the area, of which blending sees a margin, counts whole.
+        """
+        lattice = replace(self.job.lattice, upscale=1)
+        wanted = area_mask(self.job.area.outline, lattice, cell)
+        wanted = wanted if wanted.any() else np.ones_like(wanted)
+        shares = {}
+        for day, mask in masks.items():
+            clear, seen = mask.mosaic(), mask.has_data.any(axis=0)
+            worth = 100 * (clear & wanted).sum() / max(1, (seen & wanted).sum())
+            shares[day] = 100 * float(clear.mean()), float(worth)
+        return shares
+
+    def _note(self, cell: ROI, masks: Iterable[DayMasks], *, is_whole: bool) -> None:
+        """Remember what dates show of a cell, and whether all could be read."""
+        part = grid.intersect(cell, self.block)
+        if grid.is_empty(part):  # a neighbour, of which blending sees a margin
+            return
+        place, cut = grid.relative(part, self.block), grid.relative(part, cell)
+        for mask in masks:
+            self.seen[place] |= mask.cut(cut).has_data.any(axis=0)
+        self.unread[place] = not is_whole
+
     def _read_bands(
         self,
         reader: CubeReader,
         masks: dict[dt.date, DayMasks],
-        share: dict[dt.date, float],
+        shares: dict[dt.date, tuple[float, float]],
         window: ROI,
     ) -> dict[dt.date, tuple[UInt16Array, BoolArray]]:
         try:
-            return reader.read_days({day: masks[day] for day in self._choose(share)}, window)
+            return reader.read_days({day: masks[day] for day in self._choose(shares)}, window)
         except ReadError:
             if self.job.on_error == "fail":
                 raise
         # As with the masks: one by one, a broken file costs its day, and the next best is read.
         pixels: dict[dt.date, tuple[UInt16Array, BoolArray]] = {}
-        while missing := sorted(set(self._choose(share)) - set(pixels)):
+        while missing := sorted(set(self._choose(shares)) - set(pixels)):
             try:
                 pixels |= reader.read_days({missing[0]: masks[missing[0]]}, window)
             except ReadError as error:
                 self._drop(missing[0], error)
-        return {day: pixels[day] for day in self._choose(share)}
+        return {day: pixels[day] for day in self._choose(shares)}
 
-    def _choose(self, share: dict[dt.date, float]) -> list[dt.date]:
-        days = [day for day in sorted(share) if day not in self.dropped]
-        percents = np.array([share[day] for day in days])
-        return [days[index] for index in choose_dates(percents, self.job.dates)]
+    def _choose(self, shares: dict[dt.date, tuple[float, float]]) -> list[dt.date]:
+        days = [day for day in sorted(shares) if day not in self.dropped]
+        clear, worth = np.array([shares[day] for day in days]).reshape(-1, 2).T
+        chosen = choose_dates(clear, self.job.dates, worth_percent=worth)
+        return [days[index] for index in chosen]
 
     def _read_masks(self, reader: CubeReader, roi: ROI) -> dict[dt.date, DayMasks]:
         days = [day for day in reader.days if day not in self.dropped]

@@ -47,6 +47,11 @@ class Lattice:
     """Where pixel (0, 0) has its upper left corner: x and y in metres."""
 
     @property
+    def output_gsd_m(self) -> float:
+        """Pixel size of the output, in metres."""
+        return self.gsd_m / self.upscale
+
+    @property
     def extent_step_px(self) -> int:
         """Step, in input pixels, to which a map's extent is snapped: whole cells and shards."""
         return math.lcm(self.cell_px, self.shard_px // math.gcd(self.shard_px, self.upscale))
@@ -224,6 +229,11 @@ class Area:
     """
 
     parts: tuple[BaseGeometry, ...]
+
+    @property
+    def outline(self) -> Area:
+        """The outline alone, without the box of a trial."""
+        return Area(self.parts[:1])
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:

@@ -16,7 +16,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,11 @@ from bigmap.errors import LeaseError, OutputError
 
 BlockState = Literal["done", "empty", "degraded", "failed"]
 
+NO_SCENE, TOO_CLOUDY, UNREAD, FAILED = (
+    "no scene", "too cloudy", "could not be read", "block failed",
+)  # fmt: skip
+"""Why pixels of the area have no value: no date has seen them, none that was taken has seen them
+clear, a file could not be read, or the block failed for another reason."""
 FLUSH_RECORDS = 200
 FLUSH_S = 2.0
 COMPACT_SEGMENTS = 50
@@ -56,6 +62,9 @@ class BlockRecord:
     shards: tuple[tuple[str, int], ...] = ()
     """Objects written: key and size in bytes."""
     mapped_km2: float = 0.0
+    """Area of the pixels that have a value."""
+    without_data_km2: dict[str, float] = field(default_factory=dict)
+    """Area of the pixels of the AOI that have none, by the reason."""
     worker: str = ""
     error: str | None = None
     finished: str = ""
@@ -75,6 +84,15 @@ class BlockRecord:
             raw[name] = tuple(raw[name])
         raw["shards"] = tuple((key, int(size)) for key, size in raw["shards"])
         return cls(**raw)
+
+
+def add_km2(records: Iterable[BlockRecord]) -> tuple[float, Counter[str]]:
+    """Add up the area with a value, and by reason the area without, both in square kilometres."""
+    mapped, without = 0.0, Counter[str]()
+    for record in records:
+        mapped += record.mapped_km2
+        without.update(record.without_data_km2)
+    return mapped, without
 
 
 class Ledger:

@@ -39,7 +39,7 @@ from bigmap.config import (
 )
 from bigmap.cube import Access
 from bigmap.cube.loaders import bounds_on, epsg_of
-from bigmap.errors import CatalogError, PlanError, RecipeError
+from bigmap.errors import CatalogError, EmptyAreaError, PlanError, RecipeError
 from bigmap.grid import ROI, Area, Lattice
 from bigmap.inference import Windowing
 from bigmap.items import AssetRow, ItemTable
@@ -92,7 +92,10 @@ class Estimate:
 
     @classmethod
     def add(cls, estimates: Sequence[Estimate]) -> Estimate:
-        """Add up the estimates of the parts of a map; memory and dates are those of the most."""
+        """Add up the estimates of the parts of a map; memory and dates are those of the most.
+
+        Dates that parts do not share are counted by whoever knows their items.
+        """
         sums = {
             field.name: sum(getattr(each, field.name) for each in estimates)
             for field in fields(cls)
@@ -125,10 +128,18 @@ class Plan:
         """Return the items that may have pixels in a block or in the context it reads."""
         return self.catalogue.rows.take(self.indices_of(block))
 
+    def count_km2(self, block: ROI) -> float:
+        """Return the area of a block's pixels of the AOI, in square kilometres."""
+        pixels = grid.area_mask(self.area, self.lattice, block).sum()
+        return float(pixels) * self.lattice.output_gsd_m**2 / 1e6
+
+    def context_of(self, block: ROI) -> ROI:
+        """Return a block with the cells around it, whose dates blending chooses too."""
+        return grid.grow(block, self.lattice.cell_px)
+
     def indices_of(self, block: ROI) -> npt.NDArray[np.intp]:
         """Return the indices of :meth:`rows_of`, rising."""
-        # A block under blending reads the whole cells around it, to choose their dates.
-        context = grid.grow(block, self.lattice.cell_px + self.halo_px)
+        context = grid.grow(self.context_of(block), self.halo_px)
         tree, indices = self._footprints
         found = tree.query(shapely.box(*self.lattice.bounds(context)))
         chosen = [indices[place] for place in found]
@@ -350,6 +361,7 @@ def make_plan(
     layers = _choose_layers(recipe, model)
     nothing = Catalogue(ItemTable.of(()), Audit(0, 0, (), (), (), ()))
     draft = Plan(recipe, lattice, area, extent, blocks, nothing, model, windowing, layers)
+    _check_pixels(draft)
     check_inputs(recipe)
     _check_memory(draft)
     # Also for a run that goes on: the cache may have lost scenes since.
@@ -552,9 +564,17 @@ def simulated_cache(source: SimulatedSource) -> Path:
     return Path(base) / "bigmap" / "scenes"
 
 
+def _check_pixels(plan: Plan) -> None:
+    """Refuse an area so small that no pixel has its centre in it."""
+    # The first block nearly always holds one; only specks are looked at whole.
+    if not any(plan.count_km2(block) for block in plan.blocks):
+        raise EmptyAreaError(
+            "area: holds no pixel of the grid, since no centre of a pixel of "
+            f"{plan.lattice.output_gsd_m:g} m lies in it; give a larger area, or set area.buffer_m"
+        )
+
+
 def _check_coverage(plan: Plan) -> None:
-    if not plan.blocks:
-        raise PlanError("area: holds no pixel of the grid")
     if not plan.most_items():
         raise CatalogError(
             f"area: none of the {len(plan.catalogue.rows)} items found meets the area; check "

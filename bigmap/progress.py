@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -42,6 +43,8 @@ class ProgressReporter:
             f"{plan.recipe.name}: {todo} blocks to do{before}, "
             f"{len(plan.catalogue.rows)} items, model {plan.model.spec.name}"
         )
+        for line in plan.catalogue.audit.lines(examples=0):
+            self.note(line)
         if self.console.is_terminal:
             self.bar.update(self.task, total=todo)
             self.live = Live(self._table(), console=self.console, refresh_per_second=4)
@@ -142,6 +145,20 @@ def describe_slowest(seconds: Counter[str]) -> str:
         return "no stage timed yet"
     stage, spent = seconds.most_common(1)[0]
     return f"slowest stage {stage} ({100 * spent / sum(seconds.values()):.0f} % of block time)"
+
+
+def describe_without(without_data_km2: Mapping[str, float]) -> str:
+    """Write how much of the area has no value, and why."""
+    parts = ", ".join(
+        f"{reason} {format_km2(km2)}" for reason, km2 in sorted(without_data_km2.items())
+    )
+    total = f"{format_km2(sum(without_data_km2.values()))} km² without data"
+    return f"{total}: {parts}" if parts else total
+
+
+def format_km2(km2: float) -> str:
+    """Write an area for people: 15,183 or 11.4 or 0.745."""
+    return f"{km2:,.{0 if km2 >= 100 or not km2 else 1 if km2 >= 10 else 3}f}"
 
 
 def format_duration(seconds: float) -> str:

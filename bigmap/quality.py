@@ -98,15 +98,24 @@ class DateRule:
     min_clear_percent: float
 
 
-def choose_dates(clear_percent: npt.NDArray[np.float64], rule: DateRule) -> list[int]:
+def choose_dates(
+    clear_percent: npt.NDArray[np.float64],
+    rule: DateRule,
+    *,
+    worth_percent: npt.NDArray[np.float64] | None = None,
+) -> list[int]:
     """Choose a cell's dates, clearest first; equally clear dates by time.
 
     Parameters
     ----------
     clear_percent
-        Share of the cell's pixels that are clear, in percent, one per date in order of time.
+        Share of the cell's pixels that are clear, in percent, one per date in order of time. It
+        ranks the dates.
     rule
         How many to take, and the least share that makes a date worth taking.
+    worth_percent
+        The share that ``rule.min_clear_percent`` is compared with, where it is another one: that
+        of the pixels that are to be mapped and that the date has seen at all.
 
     Returns
     -------
@@ -114,10 +123,11 @@ def choose_dates(clear_percent: npt.NDArray[np.float64], rule: DateRule) -> list
         Indices of the chosen dates, in order of time. A date without a single clear pixel is
         never chosen.
     """
+    worth = clear_percent if worth_percent is None else worth_percent
     ranked = np.argsort(-clear_percent, kind="stable")
     enough = [
         int(date)
         for date in ranked
-        if clear_percent[date] > 0 and clear_percent[date] >= rule.min_clear_percent
+        if clear_percent[date] > 0 and worth[date] >= rule.min_clear_percent
     ]
     return sorted(enough[: rule.max_per_cell])

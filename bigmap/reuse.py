@@ -123,16 +123,27 @@ def _find_alike(
     if not candidates:
         return
     new_codes, old_codes = _encode_rows(plan.catalogue.rows, before.catalogue.rows)
-    boxes = plan.lattice.bounds_of(candidates)
+    around = [plan.context_of(block) for block in candidates]
+    boxes = plan.lattice.bounds_of(around)
     inside = _covered(plan.area, boxes) & _covered(before.area, boxes)
-    for block, is_inside in zip(candidates, inside, strict=True):
+    for block, context, is_inside in zip(candidates, around, inside, strict=True):
         now, then = new_codes[plan.indices_of(block)], old_codes[before.indices_of(block)]
-        if not np.array_equal(now, then):
-            continue
-        if is_inside or np.array_equal(
-            area_mask(plan.area, plan.lattice, block), area_mask(before.area, plan.lattice, block)
+        if np.array_equal(now, then) and (
+            is_inside or _have_one_area(plan, before, block, context)
         ):
             yield _Candidate(block, records[plan.name(block)])
+
+
+def _have_one_area(plan: Plan, before: Plan, block: ROI, context: ROI) -> bool:
+    """Tell whether two runs map the same pixels of a block, and choose dates by the same ones."""
+    masks = [
+        (
+            area_mask(each.area, plan.lattice, block),
+            area_mask(each.area.outline, plan.lattice, context),
+        )
+        for each in (plan, before)
+    ]
+    return all(np.array_equal(*pair) for pair in zip(*masks, strict=True))
 
 
 def _is_good(record: BlockRecord | None, plan: Plan) -> bool:

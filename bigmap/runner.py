@@ -32,6 +32,7 @@ from bigmap.errors import (
     LostClusterError,
     ModelError,
     OutputError,
+    ReadError,
     RunError,
     SamplesError,
     StoppedError,
@@ -39,7 +40,7 @@ from bigmap.errors import (
 from bigmap.grid import ROI
 from bigmap.inference import limit_threads
 from bigmap.items import ItemRow, ItemTable
-from bigmap.ledger import BlockRecord, Lease, Ledger
+from bigmap.ledger import FAILED, UNREAD, BlockRecord, Lease, Ledger, add_km2
 from bigmap.planning import Plan
 from bigmap.reuse import copy_unchanged
 from bigmap.runs import RunFolder
@@ -118,7 +119,11 @@ class RunSummary:
     sent: int = 0
     """Blocks done in this attempt."""
     mapped_km2: float = 0.0
-    """Mapped in this attempt."""
+    """Pixels with a value, of this attempt."""
+    whole_mapped_km2: float = 0.0
+    """Pixels with a value, of all attempts."""
+    without_data_km2: Counter[str] = field(default_factory=Counter)
+    """Pixels of the area without a value, of all attempts, by the reason."""
     elapsed_s: float = 0.0
     seconds: Counter[str] = field(default_factory=Counter)
     """Time of each stage, added up over the blocks of this attempt."""
@@ -134,11 +139,16 @@ class RunSummary:
 
     @property
     def exit_code(self) -> int:
-        """0 done, 3 some blocks failed, 75 stopped early and can be resumed."""
+        """0 done, 3 some blocks failed or no pixel has a value, 75 stopped early."""
         if self.stopped:
             return 75
         is_whole = self.has_overviews and not (self.failures or self.missing_shards or self.missing)
-        return 0 if is_whole else 3
+        return 0 if is_whole and not self.is_blank else 3
+
+    @property
+    def is_blank(self) -> bool:
+        """Tell whether blocks were done and not one pixel has a value."""
+        return bool(self.states) and not self.whole_mapped_km2
 
 
 class _JobPlugin(WorkerPlugin):
@@ -533,8 +543,17 @@ class BlockDriver:
             return
         if error is not None and not isinstance(error, BigmapError):
             LOG.debug("block %s failed", name, exc_info=error)
-        now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-        self._record(BlockRecord(name, "failed", attempts=attempt, error=_say(error), finished=now))
+        reason = UNREAD if isinstance(error, ReadError) else FAILED
+        self._record(
+            BlockRecord(
+                name,
+                "failed",
+                attempts=attempt,
+                without_data_km2={reason: self.plan.count_km2(block)},
+                error=_say(error),
+                finished=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            )
+        )
 
     def _send_again(self, name: str, block: ROI, attempt: int) -> None:
         """Send a block again whose worker was lost, by itself if that happened too often."""
@@ -595,6 +614,7 @@ def _audit(summary: RunSummary, folder: RunFolder, ledger: Ledger) -> None:
         (record.block, record.error or "") for record in records.values()
         if record.state == "failed"
     )  # fmt: skip
+    summary.whole_mapped_km2, summary.without_data_km2 = add_km2(records.values())
     summary.has_overviews = folder.has_overviews()
     summary.missing_shards = tuple(check_shards(folder.output, _shards_of(records.values())))
 

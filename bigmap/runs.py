@@ -17,9 +17,11 @@ from bigmap.catalog import Catalogue, load_items, save_items
 from bigmap.config import ZONE_GROUP, Recipe, parse_recipe, parse_yaml
 from bigmap.errors import OutputError
 from bigmap.grid import ROI, Area
-from bigmap.ledger import LEASE_FILE, LeaseState, Ledger, read_lease, write_atomically
+from bigmap.ledger import LEASE_FILE, LeaseState, Ledger, add_km2, read_lease, write_atomically
 from bigmap.planning import Plan
 
+AUDIT_FILE = "audit.txt"
+"""What the search found, kept and left out, item by item, for people."""
 FREE_FIELDS = (
     "cluster",
     "title",
@@ -70,6 +72,8 @@ class RunFolder:
         filesystem, root = fsspec.core.url_to_fs(self.path)
         filesystem.makedirs(root, exist_ok=True)
         save_items(plan.catalogue, f"{self.path}/items.parquet")
+        audit = "\n".join(plan.catalogue.audit.lines(examples=None)) + "\n"
+        write_atomically(filesystem, f"{root}/{AUDIT_FILE}", audit.encode())
         # The area itself, since its file may have been changed when blocks are to be reused.
         parts = [shapely.to_wkb(part).hex() for part in plan.area.parts]
         write_atomically(filesystem, f"{root}/area.json", json.dumps(parts).encode())
@@ -189,7 +193,8 @@ class RunFolder:
         if filesystem.exists(root):
             filesystem.rm(root, recursive=True)
         filesystem, root = fsspec.core.url_to_fs(self.path)
-        names = ["recipe.yaml", "plan.json", "area.json", "items.parquet", "overviews.json"]
+        names = ["recipe.yaml", "plan.json", "area.json", "items.parquet", AUDIT_FILE]
+        names += ["overviews.json"]
         for name in [*names, "ledger", "parts", *self._zone_folders()]:
             if filesystem.exists(f"{root}/{name}"):
                 filesystem.rm(f"{root}/{name}", recursive=True)
@@ -323,6 +328,9 @@ class RunStatus:
     planned: int
     states: Counter[str]
     mapped_km2: float
+    """Pixels with a value."""
+    without_data_km2: Counter[str]
+    """Pixels of the area without a value, by the reason."""
     seconds: Mapping[str, float]
     """Time of each stage, added up over blocks."""
     last: str
@@ -356,6 +364,7 @@ def read_status(output: str) -> RunStatus:
         return _read_zones(folder, zones)
     _, planned = folder.read_recipe()
     records = folder.ledger.latest().values()
+    mapped_km2, without_data_km2 = add_km2(records)
     seconds: Counter[str] = Counter()
     for record in records:
         seconds.update(record.seconds)
@@ -363,7 +372,8 @@ def read_status(output: str) -> RunStatus:
         output=folder.output,
         planned=planned,
         states=Counter(record.state for record in records),
-        mapped_km2=sum(record.mapped_km2 for record in records if record.state != "failed"),
+        mapped_km2=mapped_km2,
+        without_data_km2=without_data_km2,
         seconds=dict(seconds),
         last=max((record.finished for record in records), default=""),
         failures=tuple((r.block, r.error or "") for r in records if r.state == "failed"),
@@ -380,14 +390,17 @@ def _read_zones(folder: RunFolder, zones: Mapping[str, int]) -> RunStatus:
     }
     seconds: Counter[str] = Counter()
     states: Counter[str] = Counter()
+    without_data_km2: Counter[str] = Counter()
     for status in found.values():
         seconds.update(status.seconds)
+        without_data_km2.update(status.without_data_km2)
         states.update(status.states)
     return RunStatus(
         output=folder.output,
         planned=sum(zones.values()),
         states=states,
         mapped_km2=sum(status.mapped_km2 for status in found.values()),
+        without_data_km2=without_data_km2,
         seconds=dict(seconds),
         last=max((status.last for status in found.values()), default=""),
         failures=tuple(

@@ -70,7 +70,7 @@ class MapTemplate:
 
     def transform(self, level: int = 0) -> tuple[float, float, float, float, float, float]:
         """Return the affine coefficients a, b, c, d, e, f of a level, in metres."""
-        gsd_m = self.lattice.gsd_m / self.lattice.upscale * 2**level
+        gsd_m = self.lattice.output_gsd_m * 2**level
         left, _, _, top = self.lattice.bounds(self.extent)
         return gsd_m, 0.0, left, 0.0, -gsd_m, top
 

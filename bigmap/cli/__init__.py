@@ -46,7 +46,9 @@ from bigmap.progress import (
     ProgressReporter,
     StageProgress,
     describe_slowest,
+    describe_without,
     format_duration,
+    format_km2,
 )
 from bigmap.runner import RunSummary, stop_on_signals
 from bigmap.runs import RunStatus, check_output, read_status
@@ -145,7 +147,11 @@ def run_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a map. Exit code 0: done; 3: some blocks failed; 75: stopped, go on with --resume."""
+    """Make a map.
+
+    Exit code 0: done; 3: some blocks failed, or no pixel has a value; 75: stopped, go on with
+    --resume.
+    """
     extra = [f"output.path={output}"] if output else []
     extra += [f"cluster.workers={workers}"] if workers else []
     loaded = read_recipe(recipe, [*settings, *extra], bbox, source, cluster=cluster)
@@ -336,6 +342,8 @@ def show_plan(console: Console, plan: Plan | ZonePlans, estimate: dict[str, Any]
                 f"{group}: {each.area.area_km2:,.0f} km², {len(each.blocks)} blocks, "
                 f"{len(each.catalogue.rows)} items"
             )
+            for line in each.catalogue.audit.lines():
+                console.print(f"{group}: {line}", markup=False)
         return
     for line in plan.catalogue.audit.lines():
         console.print(line, markup=False)
@@ -353,9 +361,10 @@ def show_summary(console: Console, summary: RunSummary, output: str) -> None:
         console.print(f"failed: {block}: {error}", markup=False)
     rate = summary.mapped_km2 / summary.elapsed_s * 3600 if summary.elapsed_s else 0
     console.print(
-        f"{summary.mapped_km2:,.1f} km² in {format_duration(summary.elapsed_s)}, "
+        f"{format_km2(summary.mapped_km2)} km² in {format_duration(summary.elapsed_s)}, "
         f"{rate:,.0f} km²/h, {describe_slowest(summary.seconds)}"
     )
+    console.print(describe_without(summary.without_data_km2))
     if summary.states["degraded"]:
         console.print(
             f"{summary.states['degraded']} blocks lack dates that could not be read: try them "
@@ -363,6 +372,11 @@ def show_summary(console: Console, summary: RunSummary, output: str) -> None:
         )
     if summary.stopped:
         console.print("stopped early: go on with the same command and --resume")
+    elif summary.is_blank:
+        console.print(
+            "empty: no pixel has a value; check area, source.start, source.end, source.mask and "
+            "dates.min_clear_percent"
+        )
     elif summary.exit_code:
         console.print("incomplete: do the rest with the same command and --resume")
     console.print(f"map: {output}", markup=False)
@@ -375,27 +389,35 @@ def show_status(console: Console, status: RunStatus) -> None:
         console.print(f"running: process {lease.pid} on {lease.host}")
     else:
         is_whole = not (status.missing or status.failures) and status.has_overviews
-        console.print("finished" if is_whole else "not running, not complete: go on with --resume")
+        end = "finished" if status.mapped_km2 else "finished, but no pixel has a value"
+        console.print(end if is_whole else "not running, not complete: go on with --resume")
     states = ", ".join(f"{count} {state}" for state, count in sorted(status.states.items()))
     console.print(
         f"{status.planned} blocks planned: {states or 'none recorded'}, {status.missing} missing"
     )
-    console.print(f"{status.mapped_km2:,.1f} km² mapped, last block {status.last or 'none'}")
+    console.print(f"{format_km2(status.mapped_km2)} km² mapped, last block {status.last or 'none'}")
     console.print(describe_slowest(Counter(status.seconds)))
     for block, error in status.failures[:10]:
         console.print(f"failed: {block}: {error}", markup=False)
+    console.print(describe_without(status.without_data_km2))
 
 
 def summary_dict(summary: RunSummary, output: str) -> dict[str, Any]:
     """Return a summary for scripts."""
-    counts = {"states": dict(summary.states), "seconds": dict(summary.seconds)}
+    counts = {
+        name: dict(getattr(summary, name)) for name in ("states", "seconds", "without_data_km2")
+    }
     return asdict(summary) | counts | {"output": output, "exit_code": summary.exit_code}
 
 
 def status_dict(status: RunStatus) -> dict[str, Any]:
     """Return a status for scripts."""
     running = status.lease is not None and status.lease.is_alive
-    counts = {"states": dict(status.states), "missing": status.missing}
+    counts = {
+        "states": dict(status.states),
+        "without_data_km2": dict(status.without_data_km2),
+        "missing": status.missing,
+    }
     return asdict(status) | counts | {"running": running}
 
 

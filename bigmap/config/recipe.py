@@ -314,7 +314,12 @@ class DatesConfig(Part):
     """Which dates a cell is mapped from: the clearest first."""
 
     max_per_cell: Whole = Field(12, ge=1, le=400)
-    min_clear_percent: Number = Field(25.0, ge=0, le=100)
+    min_clear_percent: Number = Field(
+        25.0,
+        ge=0,
+        le=100,
+        description="Least share of clear pixels of what a date shows of the area in a cell.",
+    )
 
 
 class ClassConfig(Part):

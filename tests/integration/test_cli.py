@@ -1,8 +1,10 @@
 """The commands on a small catalogue: help, plan, run, status, resume."""
 
 import json
+import re
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import StringIO
+from pathlib import Path
 
 import pytest
 
@@ -106,6 +108,38 @@ def test_run_ends_with_its_audit(ran):
     assert "audit: 4 planned = 4 done" in text
     assert "map: map.zarr" in text
     assert "ndvi is a baseline" in text
+    assert "items found: 3, kept: 3" in text
+    assert "no item in 2024-03" in text
+    assert "\n0 km² without data\n" in text
+    audit = Path("map.run/audit.txt").read_text()
+    assert audit.splitlines() == ["items found: 3, kept: 3", "no item in 2024-03"]
+
+
+def test_a_map_without_a_pixel_is_no_success(folder, capsys):
+    """The whole area is vegetation, which this mask calls a cloud."""
+    code, text, _ = call(
+        capsys, "run", "recipe.yaml", "--output", "blank.zarr", "--limit", "1",
+        "--set", "source.mask={kind: scl, asset: scl, clear_values: [6]}",
+    )  # fmt: skip
+    assert code == 3
+    assert "0 km² in " in text
+    assert re.search(r"^(0\.\d{3}) km² without data: too cloudy \1$", text, re.MULTILINE)
+    assert "empty: no pixel has a value; check " in text
+    code, text, _ = call(capsys, "status", "blank.zarr", "--json")
+    content = json.loads(text)
+    assert content["mapped_km2"] == 0
+    assert list(content["without_data_km2"]) == ["too cloudy"]
+    assert 0.05 < content["without_data_km2"]["too cloudy"] < 64**2 * 1e-4
+    assert "without data: too cloudy" in call(capsys, "status", "blank.zarr")[1]
+
+
+def test_an_area_without_a_pixel_is_refused(folder, capsys):
+    code, text, error = call(
+        capsys, "plan", "recipe.yaml", "--bbox", "0.605,41.69,0.60501,41.69001"
+    )
+    assert (code, text) == (2, "")
+    assert "area: holds no pixel of the grid" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_plan_knows_the_speed_of_an_earlier_run(ran, capsys):
