@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bigmap import simulate
 from bigmap.area import list_utm_zones, read_area, utm_crs
 from bigmap.catalog import Catalogue
@@ -52,7 +54,9 @@ class ZonePlans:
 
     def estimate(self) -> Estimate:
         """Estimate what the run will take; an item that two zones read counts twice."""
-        return Estimate.add([plan.estimate() for plan in self.plans])
+        days = [plan.catalogue.rows.column("solar_day") for plan in self.plans]
+        total = Estimate.add([plan.estimate() for plan in self.plans])
+        return replace(total, dates=len(np.unique(np.concatenate(days))))
 
 
 def is_utm(recipe: Recipe) -> bool:

@@ -65,8 +65,15 @@ class Audit:
         """Return the audit as plain values that JSON can hold."""
         return asdict(self)
 
-    def lines(self) -> list[str]:
-        """Describe the search in plain lines; contradictions are listed in full."""
+    def lines(self, *, examples: int | None = _EXAMPLES) -> list[str]:
+        """Describe the search in plain lines.
+
+        Parameters
+        ----------
+        examples
+            How many findings of each kind are told one by one: by default a few, but all of
+            contradictions; 0 for counts alone, None for all of them.
+        """
         lines = [f"items found: {self.found}, kept: {self.kept}"]
         lines += [f"items outside {reason}: {count}" for reason, count in self.elsewhere]
         if len(self.baselines) > 1:
@@ -80,9 +87,9 @@ class Audit:
                 continue
             lines.append(f"{heading}: {counts[kind]}")
             shown = self.of(kind)
-            shown = shown if kind == "contradiction" else shown[:_EXAMPLES]
+            shown = shown if examples and kind == "contradiction" else shown[:examples]
             lines += [f"  {finding.item}: {finding.detail}" for finding in shown]
-            if len(shown) < counts[kind]:
+            if shown and len(shown) < counts[kind]:
                 lines.append(f"  and {counts[kind] - len(shown)} more")
         return lines
 

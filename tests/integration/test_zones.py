@@ -75,6 +75,18 @@ def test_the_map_is_a_tree_of_zones(mapped):
     assert read_status(f"{recipe.output.path}/utm31n").planned < status.planned
 
 
+def test_a_plan_tells_what_each_zone_found_and_counts_each_date_once(items, tmp_path, capsys):
+    recipe = make_recipe(tmp_path, items)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.to_yaml())
+    with pytest.raises(SystemExit):
+        cli.main(["plan", str(file)])
+    text = capsys.readouterr().out
+    assert "on 2 dates" in text
+    for zone in ("utm31n", "utm32n"):
+        assert f"{zone}: items found: 2, kept: 2" in text
+
+
 def test_pixels_lie_in_their_own_zone(mapped):
     tree = bigmap.open_map(mapped[0].output.path)
     for zone, (west, east) in {"utm31n": (5.8, 6.0), "utm32n": (6.0, 6.15)}.items():
