@@ -7,9 +7,18 @@ and exit code 2; anything else is a fault of bigmap itself.
 
 from __future__ import annotations
 
+from bigmap.redaction import redact
+
 
 class BigmapError(Exception):
-    """Base of all errors that the user of bigmap can act on."""
+    """Base of all errors that the user of bigmap can act on.
+
+    Its message is kept in ledgers and logs, so it holds no secret, whatever it repeats of an href
+    or of another library's words.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
 
 
 class RecipeError(BigmapError):

@@ -42,6 +42,7 @@ from bigmap.inference import limit_threads
 from bigmap.items import ItemRow, ItemTable
 from bigmap.ledger import FAILED, UNREAD, BlockRecord, Lease, Ledger, add_km2
 from bigmap.planning import Plan
+from bigmap.redaction import redact
 from bigmap.reuse import copy_unchanged
 from bigmap.runs import RunFolder
 from bigmap.store import (
@@ -583,7 +584,7 @@ def _say(error: BaseException | None) -> str:
         )
     if isinstance(error, BigmapError):
         return str(error)
-    return f"{type(error).__name__}: {error}"
+    return redact(f"{type(error).__name__}: {error}")
 
 
 def _write_overviews(client: Client, plan: Plan, reporter: Reporter) -> None:

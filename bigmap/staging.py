@@ -27,7 +27,6 @@ from rich.console import Console
 
 from bigmap import grid
 from bigmap.catalog import Catalogue, load_items, save_items
-from bigmap.catalog.hrefs import clean_href
 from bigmap.cube import Access
 from bigmap.cube.resampling import FileGrid, TargetGrid
 from bigmap.cube.staging import (
@@ -51,6 +50,7 @@ from bigmap.items import AssetRow, ItemRow, ItemTable
 from bigmap.ledger import Lease
 from bigmap.planning import Plan, mask_rule
 from bigmap.progress import StageProgress
+from bigmap.redaction import clean_href
 
 ITEMS, MANIFEST, NOTE, SCENES = "items.parquet", "manifest.jsonl", "stage.json", "scenes"
 JOBS = 8

@@ -17,7 +17,7 @@ from shapely.geometry.base import BaseGeometry
 
 from bigmap.catalog.assets import Asset, Choice, choose_assets, pixel_size_of, scaling_of
 from bigmap.catalog.audit import Finding, Kind
-from bigmap.catalog.hrefs import clean_href, resolve_href
+from bigmap.catalog.hrefs import resolve_href
 from bigmap.catalog.projection import Bounds, footprint_of, is_metric, solar_day_of
 from bigmap.items import AssetRow, ItemRow
 from bigmap.radiometry import (
@@ -28,6 +28,7 @@ from bigmap.radiometry import (
     decide_dn_shift,
     parse_baseline,
 )
+from bigmap.redaction import clean_href
 
 Item = Mapping[str, Any]
 Transform = tuple[float, float, float, float, float, float]
@@ -175,7 +176,9 @@ def stated_footprint_of(item: Item) -> BaseGeometry | None:
 def _href_of(asset: Asset, item: Item, location: str | None) -> str:
     links = item.get("links") or ()
     self_href = next((link.get("href") for link in links if link.get("rel") == "self"), None)
-    return clean_href(resolve_href(str(asset["href"]), location, self_href=self_href))
+    # Before too, since a password may hold what looks like the end of a URL.
+    given, published = (clean_href(str(each or "")) for each in (asset["href"], self_href))
+    return clean_href(resolve_href(given, location, self_href=published))
 
 
 def _require_assets(

@@ -31,6 +31,7 @@ from bigmap.config import AccessConfig, FilesSource, StacApiSource, StaticCatalo
 from bigmap.errors import CatalogError
 from bigmap.items import ItemRow, ItemTable
 from bigmap.radiometry import parse_baseline
+from bigmap.redaction import redact
 
 Source = StacApiSource | FilesSource | StaticCatalogSource
 
@@ -39,7 +40,7 @@ SAME_ACQUISITION = dt.timedelta(minutes=5)
 DUPLICATE_OVERLAP = 0.5
 """Share of the smaller footprint; two parts of a tile that was cut in two overlap less."""
 
-_READABLE_SCHEMES = frozenset(("http", "https", "s3", "gs", "az", "file"))
+_READABLE_SCHEMES = frozenset(("http", "https", "s3", "gs", "az"))
 _REQUESTER_PAYS = frozenset(("sentinel-s2-l1c", "sentinel-s2-l2a"))
 _CDSE_BUCKET = "eodata"
 _SHOWN_ITEMS = 3
@@ -68,9 +69,9 @@ class _Selection:
         try:
             self._add(item, location)
         except UnusableItemError as error:
-            self.findings.append(Finding(error.kind, name, error.detail))
+            self.findings.append(Finding(error.kind, name, redact(error.detail)))
         except _MALFORMED as error:
-            detail = f"malformed ({type(error).__name__}: {error})"
+            detail = redact(f"malformed ({type(error).__name__}: {error})")
             self.findings.append(Finding("unusable", name, detail))
 
     def _add(self, item: Item, location: str | None) -> None:
@@ -95,7 +96,7 @@ class _Selection:
         if footprint is None and not self.area.intersects(candidate.footprint):
             self.elsewhere["the area"] += 1
             return
-        _check_schemes(candidate)
+        _check_texts(candidate.row)
         if cloud is None and self.source.max_cloud_percent < 100:
             self.findings.append(Finding("unknown-cloud", name, "no eo:cloud_cover"))
         self.collections[collection] += 1
@@ -184,7 +185,7 @@ def _find_saved(
     )
     if not catalogue.rows:
         raise CatalogError(_describe_empty(source, catalogue.audit, geometry))
-    places = Counter(catalogue.rows.count_hosts())
+    places = catalogue.rows.count_hosts()
     findings = (*catalogue.audit.findings, *_access_findings(places, source.access))
     return replace(catalogue, audit=replace(catalogue.audit, findings=findings))
 
@@ -199,10 +200,15 @@ def _read(source: Source, geometry: BaseGeometry) -> Iterator[RawItem]:
         yield from read(path)
 
 
-def _check_schemes(candidate: Candidate) -> None:
-    for asset in candidate.row.assets.values():
-        if is_url(asset.href) and urlsplit(asset.href).scheme not in _READABLE_SCHEMES:
+def _check_texts(row: ItemRow) -> None:
+    """Leave out an item whose files cannot be read, or that cannot be written anywhere."""
+    for asset in row.assets.values():
+        scheme = urlsplit(asset.href).scheme if is_url(asset.href) else "https"
+        if scheme not in _READABLE_SCHEMES or asset.href.startswith("/vsicurl"):
             raise UnusableItemError("unusable", f"{asset.href} has a scheme that cannot be read")
+    texts = (row.id, row.collection, *(asset.href for asset in row.assets.values()))
+    if not "".join(texts).isascii():
+        "".join(texts).encode()  # half a character, as JSON can hold it, is malformed
 
 
 def drop_duplicates(

@@ -23,12 +23,13 @@ from shapely.geometry.base import BaseGeometry
 from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
 
 from bigmap.catalog.audit import Audit, Catalogue, Finding
-from bigmap.catalog.hrefs import clean_href, is_url, join_href
+from bigmap.catalog.hrefs import is_url, join_href
 from bigmap.catalog.parsing import DECIDED_SHIFT
 from bigmap.catalog.projection import Bounds, footprint_of
 from bigmap.catalog.sources import without_nulls
 from bigmap.errors import CatalogError, OutputError
 from bigmap.items import SCHEMA, STEM, ItemRow, ItemTable, pack_assets, parse_layout
+from bigmap.redaction import clean_href
 
 _AUDIT_KEY = b"bigmap:audit"
 _BATCH_ITEMS = 20_000
@@ -111,11 +112,12 @@ def clean_rows(rows: ItemTable) -> ItemTable:
     """Return rows whose hrefs carry no signature or password; see :func:`clean_href`."""
     columns = rows.columns
     suspect = np.zeros(len(rows), dtype=bool)
-    # Only what these match can change: it has a user, a query or a fragment, or an odd scheme.
-    for name, marks in (("folder", r"[@?#]|^[^:/]*[A-Z][^:/]*://"), ("stem", "[@?#]")):
+    # Only what these match can change: it has a user, parameters, a query or a fragment.
+    marks = "[@=?#]"
+    for name in ("folder", "stem"):
         suspect |= pc.match_substring_regex(columns[name], marks).to_numpy()
     layouts = _encode(columns["layout"])
-    marked = pc.match_substring_regex(layouts.dictionary, "[@?#]").to_numpy(zero_copy_only=False)
+    marked = pc.match_substring_regex(layouts.dictionary, marks).to_numpy(zero_copy_only=False)
     suspect |= marked[layouts.indices.to_numpy()]
     if not suspect.any():
         return rows

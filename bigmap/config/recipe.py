@@ -34,7 +34,6 @@ from pyproj.exceptions import CRSError
 
 from bigmap.config.cluster import ClusterConfig, ClusterFile, LocalCluster
 from bigmap.config.parts import (
-    CREDENTIALS,
     BandResampling,
     Metres,
     Number,
@@ -45,6 +44,7 @@ from bigmap.config.parts import (
 )
 from bigmap.config.training import SamplesConfig, TrainingConfig
 from bigmap.errors import RecipeError
+from bigmap.redaction import holds_secret
 
 MAX_RECIPE_BYTES = 1_000_000
 CLUSTER_PATHS = ("scheduler_file", "tls_ca_file", "tls_cert_file", "tls_key_file")
@@ -546,6 +546,7 @@ def load_cluster(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
     raw: dict[str, Any] = {"cluster": section}
     for override in overrides:
         _apply_override(raw, override)
+    _refuse_secrets(raw, origin)
     try:
         return ClusterFile.model_validate(raw).cluster
     except ValidationError as error:
@@ -594,10 +595,28 @@ def _resolve_paths(raw: dict[str, Any], file: Path) -> None:
 
 def parse_recipe(raw: Mapping[str, Any], *, origin: str = "recipe") -> Recipe:
     """Validate a mapping as a recipe; see :func:`load_recipe`."""
+    _refuse_secrets(raw, origin)
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
         raise RecipeError(f"{origin}: {_explain(error)}") from None
+
+
+def _refuse_secrets(raw: Mapping[str, Any], origin: str) -> None:
+    """Refuse a secret in any name or value, as recipes are stored with every map."""
+    waiting: list[tuple[str, Any]] = [("", raw)]
+    while waiting:
+        field, value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += [(f"{field}.{name}".lstrip("."), part) for name, part in value.items()]
+            waiting += [(field or "recipe", str(name)) for name in value]
+        elif isinstance(value, list | tuple):
+            waiting += [(f"{field}.{index}", part) for index, part in enumerate(value)]
+        elif isinstance(value, str) and holds_secret(value):
+            raise RecipeError(
+                f"{origin}: {field}: must not hold credentials or a signature; give them in the "
+                "environment"
+            )
 
 
 def read_yaml(file: Path, *, starts_with: str = "name:, area:, grid:") -> dict[str, Any]:
@@ -701,8 +720,8 @@ def _explain(error: ValidationError) -> str:
 
 
 def _contrast(given: Any) -> str:
-    """Say what was given, where that is short and no secret."""
-    if not isinstance(given, str | int | float | bool) or CREDENTIALS.search(str(given)):
+    """Say what was given, where that is short."""
+    if not isinstance(given, str | int | float | bool):
         return ""
     return f", not {_show(given)}"
 

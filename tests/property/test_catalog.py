@@ -10,12 +10,12 @@ from pyproj import Transformer
 
 from bigmap.catalog.assets import NUMBERS, choose_assets
 from bigmap.catalog.audit import order_of
-from bigmap.catalog.hrefs import clean_href
 from bigmap.catalog.parsing import Candidate
 from bigmap.catalog.projection import footprint_of, solar_day_of
 from bigmap.catalog.search import drop_duplicates
 from bigmap.catalog.storage import to_item
 from bigmap.items import BANDS, AssetRow, ItemRow
+from bigmap.redaction import clean_href
 
 SIDE_M = 109_800.0
 BASELINES = ("02.09", "03.01", "04.00", "05.10", None)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from bigmap.catalog import find_items
-from bigmap.catalog.hrefs import clean_href, resolve_href
+from bigmap.catalog.hrefs import resolve_href
 from bigmap.config import AccessConfig, StaticCatalogSource
 from bigmap.errors import CatalogError
+from bigmap.redaction import clean_href
 from tests.unit.catalog_cases import EVER, WORLD, find, kinds, read_json, reprocess, write
 
 
