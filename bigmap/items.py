@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import Any, overload
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -172,17 +175,27 @@ class ItemTable(Sequence[ItemRow]):
         values: npt.NDArray[Any] = self.columns[name].to_numpy()
         return values
 
-    def folders(self) -> list[str]:
-        """Return the folders that hold all files, each once."""
-        folders: list[str] = pc.unique(self.columns["folder"]).to_pylist()
-        return folders
-
-    def count_hosts(self) -> dict[str, int]:
-        """Count the rows whose files lie at each ``scheme://host``; local ones at ``://``."""
-        hosts = pc.replace_substring_regex(
-            self.columns["folder"], r"^(?:([^/?#:]+)://([^/?#]*))?.*$", r"\1://\2"
+    def count_hosts(self) -> Counter[str]:
+        """Count the items that have files at each ``scheme://host``; local ones at ``://``."""
+        # What hrefs share may end within a host, or be nothing, so that the rest tells.
+        shared = pc.replace_substring_regex(
+            self.columns["folder"], r"^([^/?#:]+://[^/?#]+/|/[^/]).*$", r"\1"
         )
-        return {entry["values"]: entry["counts"] for entry in pc.value_counts(hosts).to_pylist()}
+        kinds = pa.table({"shared": shared, "layout": self.columns["layout"].cast(pa.string())})
+        counts: Counter[str] = Counter()
+        for kind in kinds.group_by(kinds.column_names).aggregate([([], "count_all")]).to_pylist():
+            suffixes = [entry[1] for entry in parse_layout(kind["layout"])[1]]
+            urls = [urlsplit(kind["shared"] + suffix) for suffix in suffixes]
+            for host in {f"{url.scheme}://{url.netloc}" for url in urls}:
+                counts[host] += kind["count_all"]
+        return counts
+
+    def find_around(self, folder: Path) -> ItemTable:
+        """Return the items that may have files in a folder of this machine, or in one above."""
+        shared, inside = self.columns["folder"], f"{folder}/"
+        above = pa.array(["", "/", inside, *(f"{parent}/" for parent in folder.parents)])
+        found = pc.or_(pc.is_in(shared, value_set=above), pc.starts_with(shared, pattern=inside))
+        return self.take(np.flatnonzero(found.to_numpy()))
 
     def places(self) -> list[tuple[int, tuple[float, float, float, float], npt.NDArray[np.intp]]]:
         """Return each EPSG code and bounds that occur, with the indices of its rows, rising.

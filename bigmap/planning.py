@@ -12,7 +12,6 @@ from functools import cached_property
 from itertools import compress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,7 @@ from bigmap import grid, simulate
 from bigmap.area import lonlat_of, read_area
 from bigmap.blocks import BlockJob, name_block
 from bigmap.catalog import Audit, Catalogue, find_items
-from bigmap.catalog.hrefs import is_url
+from bigmap.catalog.hrefs import is_url, path_of
 from bigmap.config import (
     UTM,
     ClusterConfig,
@@ -63,6 +62,8 @@ MOST_BLOCKS = 1_000_000
 """Ten times a map of Europe."""
 REMOTE_READS = 16
 LOCAL_READS = 2
+LOCAL_HOST = "://"
+"""Of :meth:`bigmap.items.ItemTable.count_hosts`."""
 
 
 _NOT_ADDED = ("dates", "memory_gb")
@@ -190,10 +191,10 @@ class Plan:
             read_threads=self._read_threads(),
         )
 
-    @property
+    @cached_property
     def is_remote(self) -> bool:
-        """Tell whether scenes lie behind a network."""
-        return any("://" in asset.href for asset in self._first_assets())
+        """Tell whether scenes, or some of their files, lie behind a network."""
+        return bool(self.catalogue.rows.count_hosts().keys() - {LOCAL_HOST})
 
     def _read_threads(self) -> int:
         """Return how many files a block reads at once: remote ones are waited for, local not."""
@@ -598,47 +599,49 @@ def check_inputs(recipe: Recipe) -> None:
     if is_url(output):
         return
     target = Path(output).resolve()
-    places = [*getattr(source, "files", ()), recipe.area.file, recipe.model.weights]
-    inputs = [Path(place).resolve() for place in places if place and not is_url(place)]
     if isinstance(source, SimulatedSource):
-        inputs.append(simulated_cache(source).resolve())
-        _refuse_inside(output, inputs[-1])
-    for file in inputs:
-        if target in (file, *file.parents):
+        cache = simulated_cache(source).resolve()
+        if target in cache.parents or target.is_relative_to(cache):
+            raise RecipeError(
+                f"output.path: {output} lies among the scenes in {cache}; choose another place"
+            )
+    for file in _list_inputs(recipe):
+        if file.is_relative_to(target):
             raise RecipeError(f"output.path: {output} holds the input {file}; choose another place")
 
 
+def _list_inputs(recipe: Recipe) -> list[Path]:
+    """Return the files of this machine that a recipe names, without links."""
+    places = [*getattr(recipe.source, "files", ()), recipe.area.file, recipe.model.weights]
+    paths = [path_of(place) for place in places if place]
+    return [Path(path).resolve() for path in paths if path]
+
+
 def check_scenes(plan: Plan) -> None:
-    """Refuse an output among the scenes, as :func:`check_inputs` does for what names them."""
+    """Refuse an output that holds a file of a scene, or lies in the folder of one scene.
+
+    Elsewhere it may lie beside them: in the folder of all scenes, or where the list of items is.
+    """
     output = plan.recipe.output.path
-    folder = common_folder(plan.catalogue.rows)
-    if folder is None or is_url(output):
+    if is_url(output):
         return
-    if Path(output).resolve() in folder.parents:
-        raise RecipeError(f"output.path: {output} holds the scenes in {folder}; choose another")
-    _refuse_inside(output, folder)
-
-
-def _refuse_inside(output: str, folder: Path) -> None:
-    target = Path(output).resolve()
-    if folder in (target, *target.parents):
-        raise RecipeError(
-            f"output.path: {output} lies among the scenes in {folder}; choose another place"
-        )
-
-
-def common_folder(rows: ItemTable) -> Path | None:
-    """Return the folder that holds all local files of the items, None where they are remote."""
-    folders = {
-        str(Path(urlsplit(folder).path if folder.startswith("file://") else folder).absolute())
-        for folder in rows.folders()
-        if "://" not in folder or folder.startswith("file://")
-    }
-    if not folders:
-        return None
-    # Following the links of every folder would take minutes where there are a million.
-    common = Path(os.path.commonpath(folders)).resolve()
-    return None if common == Path(common.anchor) else common
+    target, spelt = Path(output).resolve(), Path(output).absolute()
+    rows = [row for place in {target, spelt} for row in plan.catalogue.rows.find_around(place)]
+    folders: dict[Path, set[str]] = {}
+    for row in rows:
+        for asset in row.assets.values():
+            if not is_url(asset.href):
+                folders.setdefault(Path(asset.href).parent, set()).add(row.id)
+    shared = {file.parent for file in _list_inputs(plan.recipe)}
+    for folder, items in folders.items():
+        real = folder.resolve()
+        if real.is_relative_to(target):
+            raise RecipeError(f"output.path: {output} holds the scenes in {real}; choose another")
+        if target.is_relative_to(real) and len(items) == 1 and real not in shared:
+            raise RecipeError(
+                f"output.path: {output} lies among the files of {min(items)} in {real}; choose "
+                "another place"
+            )
 
 
 def _check_memory(plan: Plan) -> None:
