@@ -7,6 +7,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,13 @@ from bigmap.cli.options import (
     read_recipe,
 )
 from bigmap.cli.samples import register as register_samples
+from bigmap.cli.streams import (
+    PIPE_CLOSED,
+    StreamError,
+    drop_streams,
+    flush_streams,
+    open_streams,
+)
 from bigmap.cli.train import train_command
 from bigmap.config import Recipe
 from bigmap.errors import (
@@ -50,6 +58,7 @@ from bigmap.progress import (
     format_duration,
     format_km2,
 )
+from bigmap.redaction import redact
 from bigmap.runner import RunSummary, stop_on_signals
 from bigmap.runs import RunStatus, check_output, read_status
 from bigmap.staging import ITEMS, JOBS, StageSummary, verify_stage
@@ -429,20 +438,38 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     arguments
         By default those of the process; without any, the help is shown.
     """
+    open_streams()
+    try:
+        try:
+            code = run_command_line(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            flush_streams()
+    except StreamError as error:
+        code = PIPE_CLOSED if error.is_closed_pipe else USER_ERROR
+        if not error.is_closed_pipe:
+            with suppress(StreamError):
+                say(f"what this command prints cannot be written ({error}); make room for it")
+        drop_streams()
+    sys.exit(code)
+
+
+def run_command_line(arguments: list[str]) -> int:
+    """Run a command and return its exit code."""
     logging.basicConfig(level=logging.CRITICAL)
     show_log("bigmap.simulate")
-    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(given or ["--help"], prog_name="bigmap", standalone_mode=False)
+        code: int = app(arguments or ["--help"], prog_name="bigmap", standalone_mode=False)
     except (StoppedError, LostClusterError, LostRankError) as error:
         fail(str(error), code=STOPPED)
     except BigmapError as error:
         fail(str(error))
     except typer.TyperException as error:
         fail(f"{error.format_message().rstrip('.')}; see bigmap --help")
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     if code == INTERRUPTED:
         fail("interrupted", code=INTERRUPTED)
-    sys.exit(code)
+    return code
 
 
 def show_log(name: str) -> None:
@@ -457,6 +484,11 @@ def show_log(name: str) -> None:
 
 def fail(message: str, *, code: int = USER_ERROR) -> NoReturn:
     """Print a message as one line and end with an exit code."""
-    line = " ".join(message.split())
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"bigmap: {line}", markup=False)
+    say(message)
     sys.exit(code)
+
+
+def say(message: str) -> None:
+    """Print a message as one line on standard error."""
+    line = " ".join(redact(message).split())
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"bigmap: {line}", markup=False)
