@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio.errors import CRSError, RasterioError, RasterioIOError
+from rasterio.io import DatasetReader
 from rasterio.windows import Window
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -30,6 +32,12 @@ from bigmap.grid import ROI
 from bigmap.signing import sign_href
 
 ALIGNED_TOLERANCE_PX = 1e-4
+DRIVERS = ["GTiff", "JP2OpenJPEG"]
+"""What is opened. Formats such as VRT name other files, also local ones, whose bytes would pass
+for pixels."""
+MAX_BLOCK_PX = 1 << 27
+"""GDAL decodes whole blocks (tiles or strips), whatever is read of them. This one takes 256 MB in
+uint16; a band of 10,980 x 10,980 px in one strip stays below."""
 STAGED_TAG = "BIGMAP_STAGED"
 """Of a file that holds parts of another on its grid: these parts, as JSON lists of the first row,
 the row behind the last, the first column and the column behind the last."""
@@ -171,17 +179,51 @@ def use_raster(href: str, access: Access, use: Callable[[Any], T]) -> T:
 
 
 def _use_once(href: str, access: Access, use: Callable[[Any], T], *, fresh: bool) -> T:
-    if is_local(href) and not Path(href).exists():
-        raise ReadError(f"{href}: no such file")
-    with (
-        rasterio.Env(**access.gdal_options(), **(_uncached(href) if fresh else {})),
-        rasterio.open(sign_href(href, access.sign), sharing=False) as dataset,
-    ):
+    with open_raster(href, access, fresh=fresh) as dataset:
         if dataset.count != 1:
             raise ReadError(f"{href}: has {dataset.count} bands, but assets of one are read")
         if dataset.crs is None:
             raise ReadError(f"{href}: has no CRS")
         return use(dataset)
+
+
+@contextmanager
+def open_raster(href: str, access: Access, *, fresh: bool = False) -> Iterator[DatasetReader]:
+    """Open a GeoTIFF or JPEG 2000 file that reads no other file and fits in memory by blocks.
+
+    Files beside it (overviews, masks, metadata) are not looked for.
+
+    Parameters
+    ----------
+    href
+        Path or URL, unsigned.
+    access
+        How to fetch it.
+    fresh
+        Ask again for what GDAL has in its cache.
+
+    Raises
+    ------
+    ReadError
+        If the file is missing, points to another, or declares blocks beyond the bound.
+    rasterio.errors.RasterioError
+        If GDAL cannot open or read it.
+    """
+    if is_local(href) and not Path(href).exists():
+        raise ReadError(f"{href}: no such file")
+    with (
+        rasterio.Env(**access.gdal_options(), **(_uncached(href) if fresh else {})),
+        DatasetReader(sign_href(href, access.sign), driver=DRIVERS, sharing=False) as dataset,
+    ):
+        if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
+            raise ReadError(f"{href}: names another file as its overviews, which is not opened")
+        rows, cols = max(dataset.block_shapes, key=math.prod)
+        if rows * cols * dataset.count > MAX_BLOCK_PX:
+            raise ReadError(
+                f"{href}: declares blocks of {rows} x {cols} px in {dataset.count} bands, which "
+                f"take too much memory; write it in tiles, as a COG"
+            )
+        yield dataset
 
 
 def grid_of(dataset: Any) -> FileGrid:
@@ -253,4 +295,6 @@ def _reason(error: Exception, href: str) -> str:
     text = str(error.__cause__ or error).replace(href, "the file")
     words = [word.split("?")[0] if "://" in word or "/vsi" in word else word
              for word in text.split()]  # fmt: skip
+    if "not recognized" in text:
+        words.append("Only GeoTIFF and JPEG 2000 are opened.")
     return " ".join(words) or type(error).__name__

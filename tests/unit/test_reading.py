@@ -9,14 +9,16 @@ from rasterio.vrt import WarpedVRT
 from scipy.ndimage import map_coordinates, minimum_filter
 
 from bigmap import grid
-from bigmap.cube.reading import Access, RasterReader, find_origin
+from bigmap.cube.reading import Access, RasterReader, find_origin, open_raster
 from bigmap.cube.resampling import FileGrid, TargetGrid
 from bigmap.errors import ReadError
 
 SIZE = 160
 
 
-def write_raster(path, *, crs="EPSG:32633", transform=None, dtype="uint16", nodata=0, data=None):
+def write_raster(
+    path, *, crs="EPSG:32633", transform=None, dtype="uint16", nodata=0, data=None, driver="GTiff"
+):
     if data is None:
         rng = np.random.default_rng(7)
         data = rng.integers(1, 9000, (SIZE, SIZE)).astype(dtype)
@@ -24,7 +26,7 @@ def write_raster(path, *, crs="EPSG:32633", transform=None, dtype="uint16", noda
         data[70:72, 90] = 0
     transform = transform or Affine(120, 0, 499980, 0, -120, 5100000)
     profile = {
-        "driver": "GTiff", "height": data.shape[0], "width": data.shape[1], "count": 1,
+        "driver": driver, "height": data.shape[0], "width": data.shape[1], "count": 1,
         "dtype": dtype, "crs": crs, "transform": transform, "nodata": nodata,
     }  # fmt: skip
     with rasterio.open(path, "w", **profile) as file:
@@ -197,6 +199,66 @@ def test_a_truncated_file_is_an_error_and_not_a_hole(tmp_path):
     )
     with pytest.raises(ReadError, match=r"cut\.tif"):
         reader_of("nearest").read(str(path), roi)
+
+
+def write_vrt(path, source):
+    """Write a VRT whose pixels are the bytes of another file."""
+    path.write_text(
+        '<VRTDataset rasterXSize="160" rasterYSize="160"><SRS>EPSG:32633</SRS>'
+        "<GeoTransform>499980, 120, 0, 5100000, 0, -120</GeoTransform>"
+        '<VRTRasterBand dataType="UInt16" band="1" subClass="VRTRawRasterBand">'
+        f'<SourceFilename relativetoVRT="0">{source}</SourceFilename>'
+        "<PixelOffset>2</PixelOffset><LineOffset>320</LineOffset></VRTRasterBand></VRTDataset>"
+    )
+
+
+def test_only_geotiff_and_jpeg_2000_are_opened(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret" * SIZE * SIZE)
+    write_vrt(tmp_path / "B04.tif", secret)
+    with pytest.raises(ReadError, match=r"B04\.tif: .*[Oo]nly GeoTIFF and JPEG 2000 are opened"):
+        reader_of("nearest").read(str(tmp_path / "B04.tif"), ROI)
+    write_raster(str(tmp_path / "B04.jp2"), driver="JP2OpenJPEG", nodata=None)
+    assert reader_of("nearest").read(str(tmp_path / "B04.jp2"), ROI).any()
+
+
+def test_files_beside_a_file_change_nothing(tmp_path):
+    path = tmp_path / "a.tif"
+    write_raster(str(path))
+    alone = reader_of("nearest").read(str(path), ROI)
+    write_vrt(tmp_path / "a.tif.ovr", path)
+    write_raster(str(tmp_path / "a.tif.msk"), dtype="uint8", data=np.zeros((SIZE, SIZE), np.uint8))
+    (tmp_path / "a.tif.aux.xml").write_text(
+        '<PAMDataset><PAMRasterBand band="1"><Scale>0.5</Scale></PAMRasterBand></PAMDataset>'
+    )
+    assert alone.any()
+    assert np.array_equal(reader_of("nearest").read(str(path), ROI), alone)
+
+
+def test_a_file_that_names_another_as_its_overviews_is_refused(tmp_path):
+    path, other = str(tmp_path / "a.tif"), str(tmp_path / "other.tif")
+    write_raster(path)
+    write_raster(other)
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=other)
+    with (
+        pytest.raises(ReadError, match=r"a\.tif: names another file"),
+        open_raster(path, Access(retries=0)),
+    ):
+        pass
+
+
+def test_blocks_too_large_for_memory_are_refused_by_what_the_file_declares(tmp_path):
+    path = str(tmp_path / "strip.tif")
+    profile = {
+        "driver": "GTiff", "width": 400_000, "height": 1000, "count": 1, "dtype": "uint16",
+        "crs": "EPSG:32633", "transform": Affine(0.1, 0, 499980, 0, -0.1, 5100000),
+        "blockysize": 1000, "compress": "deflate", "SPARSE_OK": True,
+    }  # fmt: skip
+    with rasterio.open(path, "w", **profile):
+        pass
+    with pytest.raises(ReadError, match=r"strip\.tif: declares blocks of 1000 x 400000 px"):
+        reader_of("nearest").read(path, ROI)
 
 
 def test_files_that_contradict_sentinel_2_are_refused(tmp_path):
