@@ -24,6 +24,7 @@ from benchmarks.measuring import (
     write_results,
 )
 from bigmap import grid
+from bigmap.cube.pixels import BANDS
 from bigmap.cube.reading import RasterReader
 from bigmap.cube.resampling import TargetGrid, plan_sampling
 from bigmap.grid import ROI
@@ -63,7 +64,7 @@ def choose_region(file: Path, side_px: int) -> ROI:
 
 def read_with_ours(file: Path, method: str) -> Read:
     """Return our reader."""
-    reader = RasterReader(TargetGrid(CRS, GSD_M), method, "uint16", 0)
+    reader = RasterReader(TargetGrid(CRS, GSD_M), method, BANDS)
     return lambda roi: reader.read(str(file), roi)
 
 

@@ -10,67 +10,114 @@ import numpy.typing as npt
 from scipy.ndimage import maximum_filter
 
 SCL_NODATA = 0
-MASK_FILL = 255
+NO_DATA, CLEAR, SPOILT = 0, 1, 2
+"""States of a pixel by its mask."""
+PERCENT = 100
+SHARE_TOLERANCE = 1e-6
+"""By which shares may lie beyond 0 and 1 after resampling in float32."""
 
 BoolArray = npt.NDArray[np.bool_]
+UInt8Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class MaskRule:
     """How the values of a mask asset are read; see ``source.mask`` of the recipe."""
 
-    kind: Literal["scl", "binary", "probability", "none"]
+    kind: Literal["scl", "binary", "probability", "bits", "none"]
     asset: str | None = None
     clear_values: tuple[int, ...] = ()
     """Values of clear pixels, for the kinds ``scl`` and ``binary``."""
     max_percent: int = 0
     """Greatest cloud probability of a clear pixel, for the kind ``probability``."""
+    max_value: int | None = None
+    """Value that means 100 %; None for whole percent."""
+    bits: tuple[int, ...] = ()
+    """Bits of which none is set in a clear pixel, for the kind ``bits``; 0 is the lowest."""
+    nodata: int | None = None
+    """Value that means "no data" where a file does not declare it."""
     dilate_px: int = 0
 
     @property
-    def nodata(self) -> int:
-        """Value of the mask where there is no data.
-
-        SCL has 0; other masks have none of their own and are filled with 255.
-        """
-        return SCL_NODATA if self.kind == "scl" else MASK_FILL
+    def absent(self) -> int | None:
+        """The value that means "no data", whatever a file declares."""
+        return SCL_NODATA if self.kind == "scl" else self.nodata
 
 
-def read_mask(values: npt.NDArray[Any], rule: MaskRule) -> tuple[BoolArray, BoolArray]:
-    """Tell which pixels are clear and which have data at all.
+def classify(values: npt.NDArray[Any], has_data: BoolArray | None, rule: MaskRule) -> UInt8Array:
+    """Turn values of a mask file into states.
 
     Parameters
     ----------
     values
-        uint8, (..., y, x): the mask of one or more items, with ``rule.nodata`` outside.
+        (y, x), in the dtype of the file.
+    has_data
+        Where the file declares that it has data; None where it says nothing.
     rule
-        How to read them. Dilation reaches ``dilate_px`` in all eight directions, so the
-        outermost ``dilate_px`` pixels are only right if the caller has read that much more.
+        How to read them.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, like ``values``: :data:`NO_DATA`, :data:`CLEAR` or :data:`SPOILT`.
+
+    Raises
+    ------
+    ValueError
+        If a probability lies outside its range.
+    """
+    known = np.ones(values.shape, dtype=bool) if has_data is None else has_data
+    if rule.absent is not None:
+        known = known & (values != rule.absent)
+    if values.dtype.kind == "f":
+        known = known & ~np.isnan(values)
+    if rule.kind == "probability":
+        full = rule.max_value or PERCENT
+        _check_range(values[known], full)
+        clear = values <= rule.max_percent * full / PERCENT
+    elif rule.kind == "bits":
+        wanted = sum(1 << bit for bit in rule.bits)
+        clear = (values.view(f"u{values.itemsize}") & wanted) == 0
+    else:
+        clear = np.isin(values, rule.clear_values)
+    return np.where(known, np.where(clear, CLEAR, SPOILT), NO_DATA).astype(np.uint8)
+
+
+def _check_range(values: npt.NDArray[Any], full: int) -> None:
+    """Refuse probabilities that are none."""
+    margin = SHARE_TOLERANCE if values.dtype.kind == "f" else 0
+    wrong = values[(values < -margin) | (values > full + margin)]
+    if wrong.size:
+        raise ValueError(
+            f"holds {wrong[0]:g}, but the mask's probabilities are 0 to {full}; set "
+            "source.mask.max_value to what means 100 %, or source.mask.nodata"
+        )
+
+
+def read_mask(states: UInt8Array, rule: MaskRule) -> tuple[BoolArray, BoolArray]:
+    """Tell which pixels are clear and which have data at all.
+
+    Parameters
+    ----------
+    states
+        uint8, (..., y, x): of one or more items, as :func:`classify` returns them.
+    rule
+        Dilation reaches ``dilate_px`` in all eight directions, so the outermost ``dilate_px``
+        pixels are only right if the caller has read that much more.
 
     Returns
     -------
     clear, has_data
-        bool, like ``values``; a clear pixel has data. Without a mask both are true everywhere.
+        bool, like ``states``; a clear pixel has data. Without a mask both are true everywhere.
     """
     if rule.kind == "none":
-        everywhere = np.ones(values.shape, dtype=bool)
+        everywhere = np.ones(states.shape, dtype=bool)
         return everywhere, everywhere
-    has_data = values != rule.nodata
-    spoilt = has_data & ~_clear_table(rule)[values]
+    has_data, spoilt = states != NO_DATA, states == SPOILT
     if rule.dilate_px and spoilt.any():
-        size = (1,) * (values.ndim - 2) + (2 * rule.dilate_px + 1,) * 2
+        size = (1,) * (states.ndim - 2) + (2 * rule.dilate_px + 1,) * 2
         spoilt = maximum_filter(spoilt, size=size, mode="constant", cval=0)
     return has_data & ~spoilt, has_data
-
-
-def _clear_table(rule: MaskRule) -> BoolArray:
-    """Tell for each of the 256 values of a mask whether it is clear."""
-    table = np.zeros(256, dtype=bool)
-    if rule.kind == "probability":
-        table[: rule.max_percent + 1] = True
-    else:
-        table[[value for value in rule.clear_values if value < len(table)]] = True
-    return table
 
 
 def mosaic_first(has_data: BoolArray) -> npt.NDArray[np.intp]:

@@ -192,16 +192,52 @@ class BinaryMask(Part):
 
     kind: Literal["binary"]
     asset: str
-    clear_value: Whole = Field(0, ge=0, le=254)
+    clear_value: Whole = Field(0, ge=0, le=65535)
+    nodata: Whole | None = Field(
+        255,
+        description="Value without data, beside what the files declare; null where there is none.",
+    )
     dilate_px: Whole = Field(0, ge=0, le=64, description="Grow what is not clear, in input pixels.")
+
+    @model_validator(mode="after")
+    def _check(self) -> BinaryMask:
+        if self.clear_value == self.nodata:
+            raise ValueError(f"clear_value is nodata ({self.nodata}); set nodata: null")
+        return self
 
 
 class ProbabilityMask(Part):
-    """A cloud probability in percent; pixels up to the limit are clear."""
+    """A cloud probability; pixels up to the limit are clear."""
 
     kind: Literal["probability"]
     asset: str
     max_percent: Whole = Field(40, ge=0, le=100)
+    max_value: Whole | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Value of the files that means 100 %: 255 for Sentinel Hub's clp, 1 for shares "
+        "in floats; by default 100, in whole numbers.",
+    )
+    nodata: Whole | None = Field(
+        None, description="Value without data, beside what the files declare."
+    )
+    dilate_px: Whole = Field(0, ge=0, le=64, description="Grow what is not clear, in input pixels.")
+
+
+class BitsMask(Part):
+    """A mask band whose bits each mean something, such as HLS's ``Fmask`` or ``qa60``."""
+
+    kind: Literal["bits"]
+    asset: str
+    bits: tuple[Annotated[Whole, Field(ge=0, le=31)], ...] = Field(
+        min_length=1,
+        description="Bits that are 0 in a clear pixel, the lowest being 0: 1, 2 and 3 of HLS's "
+        "Fmask, 10 and 11 of qa60.",
+    )
+    nodata: Whole | None = Field(
+        None, description="Value without data, beside what the files declare."
+    )
     dilate_px: Whole = Field(0, ge=0, le=64, description="Grow what is not clear, in input pixels.")
 
 
@@ -211,7 +247,9 @@ class NoMask(Part):
     kind: Literal["none"]
 
 
-MaskConfig = Annotated[SclMask | BinaryMask | ProbabilityMask | NoMask, Discriminator("kind")]
+MaskConfig = Annotated[
+    SclMask | BinaryMask | ProbabilityMask | BitsMask | NoMask, Discriminator("kind")
+]
 
 
 class AccessConfig(Part):

@@ -22,11 +22,12 @@ import xarray as xr
 
 from bigmap import grid
 from bigmap.cube.loaders import LOADERS, bounds_on
+from bigmap.cube.pixels import BANDS, MaskPixels
 from bigmap.cube.reading import Access, RasterReader
 from bigmap.cube.resampling import TargetGrid
 from bigmap.grid import ROI, Lattice
 from bigmap.items import ItemRow
-from bigmap.quality import MaskRule, mosaic_first, read_mask
+from bigmap.quality import NO_DATA, MaskRule, mosaic_first, read_mask
 from bigmap.radiometry import DN_OFFSET, DN_SCALE, NODATA, to_canonical
 
 __all__ = ["Access", "CubeReader", "DayMasks", "open_cube_of"]
@@ -109,9 +110,9 @@ class CubeReader:
         else:
             window = grid.grow(roi, self.mask.dilate_px)
             stack = self._stack(rows, (self.mask.asset,), window, is_mask=True)
-            values = stack.compute(scheduler="threads", num_workers=self.threads)[:, 0]
+            states = stack.compute(scheduler="threads", num_workers=self.threads)[:, 0]
             trim = (slice(None), *grid.relative(roi, window))
-            clear, has_data = (part[trim] for part in read_mask(values, self.mask))
+            clear, has_data = (part[trim] for part in read_mask(states, self.mask))
         masks, first = {}, 0
         for day in days:
             own = slice(first, first + len(by_day[day]))
@@ -169,8 +170,7 @@ class CubeReader:
         reader = RasterReader(
             target=TargetGrid(self.lattice.crs, self.lattice.gsd_m, self.lattice.anchor_m),
             resampling="nearest" if is_mask else self.resampling,
-            dtype="uint8" if is_mask else "uint16",
-            nodata=self.mask.nodata if is_mask else NODATA,
+            expected=MaskPixels(self.mask) if is_mask else BANDS,
             access=self.access,
         )
         chunk = chunk_px or max(grid.shape_of(roi))
@@ -266,14 +266,14 @@ def _lazy_day(
     bands = bands.rechunk({0: -1, 1: -1})
     spatial = bands.chunks[2:]
     if reader.mask.asset is None:
-        values = da.zeros((len(rows), *grid.shape_of(roi)), np.uint8, chunks=(-1, *spatial))
+        states = da.zeros((len(rows), *grid.shape_of(roi)), np.uint8, chunks=(-1, *spatial))
     else:
         margin = reader.mask.dilate_px
         window = grid.grow(roi, margin)
-        values = reader._stack(rows, (reader.mask.asset,), window, is_mask=True, chunk_px=chunk_px)
-        values = values[:, 0].rechunk({0: -1})
+        states = reader._stack(rows, (reader.mask.asset,), window, is_mask=True, chunk_px=chunk_px)
+        states = states[:, 0].rechunk({0: -1})
     clear, has_data = (
-        _mask_chunks(values, reader.mask, which, spatial, margin=reader.mask.dilate_px)
+        _mask_chunks(states, reader.mask, which, spatial, margin=reader.mask.dilate_px)
         for which in (0, 1)
     )
     shifts = [row.dn_shift for row in rows]
@@ -285,12 +285,12 @@ def _lazy_day(
 
 
 def _mask_chunks(
-    values: da.Array, rule: MaskRule, which: int, chunks: Any, *, margin: int
+    states: da.Array, rule: MaskRule, which: int, chunks: Any, *, margin: int
 ) -> da.Array:
-    """Read mask values chunk by chunk, with the overlap that dilation needs."""
+    """Read states chunk by chunk, with the overlap that dilation needs."""
     read = da.map_overlap(
         lambda block: read_mask(block, rule)[which],
-        values, depth=(0, margin, margin), boundary=rule.nodata, dtype=bool,
+        states, depth=(0, margin, margin), boundary=NO_DATA, dtype=bool,
     )  # fmt: skip
     if margin:
         read = read[:, margin:-margin, margin:-margin]

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -22,10 +22,10 @@ import numpy.typing as npt
 import rasterio
 from rasterio.errors import CRSError, RasterioError, RasterioIOError
 from rasterio.io import DatasetReader
-from rasterio.windows import Window
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from bigmap import grid
+from bigmap.cube.pixels import Pixels, check_file, has_alpha, read_pixels
 from bigmap.cube.resampling import FileGrid, TargetGrid, plan_sampling, transformer_between
 from bigmap.errors import ReadError
 from bigmap.grid import ROI
@@ -80,15 +80,24 @@ class Access:
 
 @dataclass(frozen=True)
 class RasterReader:
-    """Reads one kind of single-band files, bands or masks, onto a grid."""
+    """Reads one kind of files, bands or masks, onto a grid."""
 
     target: TargetGrid
     resampling: str
     """``nearest``, ``bilinear`` or ``cubic``."""
-    dtype: str
-    nodata: int
-    """Value of pixels without data in the files; it also fills what lies outside them."""
+    expected: Pixels
+    """What the files hold."""
     access: Access = Access()
+
+    @property
+    def dtype(self) -> str:
+        """Of what is read."""
+        return self.expected.dtype
+
+    @property
+    def nodata(self) -> int:
+        """Value of pixels without data, and of what lies outside a file."""
+        return self.expected.fill
 
     def read(self, href: str, roi: ROI) -> npt.NDArray[Any]:
         """Read a region of the grid from one file.
@@ -108,18 +117,14 @@ class RasterReader:
         Raises
         ------
         ReadError
-            If the file is missing or cannot be read after all retries.
+            If the file is missing, holds other than what is expected, or cannot be read after all
+            retries.
         """
+        return use_raster(href, self.access, partial(self._place, roi=roi, href=href))
 
-        def place(dataset: Any) -> npt.NDArray[Any]:
-            if self.nodata == 0 and dataset.nodata not in (None, 0):
-                raise ReadError(f"{href}: declares {dataset.nodata} as nodata, Sentinel-2 has 0")
-            return self._place(dataset, roi, href)
-
-        return use_raster(href, self.access, place)
-
-    def _place(self, dataset: Any, roi: ROI, href: str) -> npt.NDArray[Any]:
+    def _place(self, dataset: DatasetReader, *, roi: ROI, href: str) -> npt.NDArray[Any]:
         """Bring an open file onto the grid."""
+        check_file(dataset, self.expected, href)
         source, parts = grid_of(dataset), staged_parts_of(dataset)
 
         def read(rows: slice, cols: slice) -> npt.NDArray[Any]:
@@ -129,9 +134,7 @@ class RasterReader:
                     f"{rows.stop}, columns {cols.start} to {cols.stop}; run bigmap stage with "
                     "this recipe"
                 )
-            window = Window.from_slices(rows, cols)
-            pixels: npt.NDArray[Any] = dataset.read(1, window=window, out_dtype=self.dtype)
-            return pixels
+            return read_pixels(dataset, (rows, cols), self.expected, href)
 
         origin = find_origin(self.target, source)
         out = np.full(grid.shape_of(roi), self.nodata, dtype=self.dtype)
@@ -180,8 +183,10 @@ def use_raster(href: str, access: Access, use: Callable[[Any], T]) -> T:
 
 def _use_once(href: str, access: Access, use: Callable[[Any], T], *, fresh: bool) -> T:
     with open_raster(href, access, fresh=fresh) as dataset:
-        if dataset.count != 1:
+        if dataset.count != 1 and not has_alpha(dataset):
             raise ReadError(f"{href}: has {dataset.count} bands, but assets of one are read")
+        if dataset.dtypes[0].startswith("complex"):
+            raise ReadError(f"{href}: holds complex numbers, but those of bands and masks are real")
         if dataset.crs is None:
             raise ReadError(f"{href}: has no CRS")
         return use(dataset)

@@ -33,12 +33,14 @@ from rasterio.windows import Window
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from bigmap import grid
+from bigmap.cube.pixels import bound_window, has_mask, read_mask_of
 from bigmap.cube.reading import (
     STAGED_TAG,
     Access,
     covers,
     grid_of,
     is_local,
+    open_raster,
     staged_parts_of,
     use_raster,
 )
@@ -185,29 +187,42 @@ def copy_parts(href: str, path: Path, reach: Reach, *, access: Access, check: Ch
     ReadError
         If the file cannot be read after all retries, or the copy is not what was read.
     """
-    source, tile, profile = use_raster(href, access, _describe)
+    source, tile, profile, declared = use_raster(href, access, _describe)
     parts = reach.parts_of(source, tile)
     listed = [[p[0].start, p[0].stop, p[1].start, p[1].stop] for p in parts]
     sums = []
-    with rasterio.open(path, "w", **profile) as copy:
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", **profile) as copy,
+    ):
         copy.update_tags(**{STAGED_TAG: json.dumps(listed, separators=(",", ":"))})
+        if declared != ((1.0,), (0.0,)):
+            copy.scales, copy.offsets = declared
         for strip in _strips_of(parts, tile[0]):
             check()
-            window = Window.from_slices(*strip)
             # Each strip is tried anew by itself; GDAL keeps the header of the file.
-            pixels = use_raster(href, access, partial(_read_window, window=window))
+            pixels, mask = use_raster(href, access, partial(_read_strip, strip=strip, href=href))
+            window = Window.from_slices(*strip)
             copy.write(pixels, 1, window=window)
-            sums.append((strip, zlib.crc32(pixels.tobytes())))
+            if mask is not None:
+                copy.write_mask(mask, window=window)
+            sums.append((strip, _sum_of(pixels, mask)))
     _check_copy(href, path, source, sums)
 
 
-def _read_window(dataset: Any, window: Window) -> npt.NDArray[Any]:
-    pixels: npt.NDArray[Any] = dataset.read(1, window=window)
-    return pixels
+def _read_strip(dataset: Any, *, strip: ROI, href: str) -> tuple[Any, Any]:
+    """Read pixels as they are, and where the file has data if a mask of it says so."""
+    window = bound_window(strip, href)
+    mask = read_mask_of(dataset, window) if has_mask(dataset) else None
+    return dataset.read(1, window=window), mask
 
 
-def _describe(dataset: Any) -> tuple[FileGrid, tuple[int, int], dict[str, Any]]:
-    """Return the grid of a file, its tiles, and the profile of its copy."""
+def _sum_of(pixels: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None) -> int:
+    return zlib.crc32(b"" if mask is None else mask.tobytes(), zlib.crc32(pixels.tobytes()))
+
+
+def _describe(dataset: Any) -> tuple[FileGrid, tuple[int, int], dict[str, Any], Any]:
+    """Return the grid of a file, its tiles, the profile of its copy, and its scale and offset."""
     tile = dataset.block_shapes[0]
     if any(side % 16 or side > 2 * STRIP_PX for side in tile):
         tile = (DEFAULT_TILE_PX, DEFAULT_TILE_PX)
@@ -219,7 +234,8 @@ def _describe(dataset: Any) -> tuple[FileGrid, tuple[int, int], dict[str, Any]]:
         "compress": "deflate", "predictor": 2 if np.issubdtype(dtype, np.integer) else 3,
         "SPARSE_OK": True, "BIGTIFF": "IF_SAFER",
     }  # fmt: skip
-    return grid_of(dataset), (tile[0], tile[1]), profile
+    declared = dataset.scales[:1], dataset.offsets[:1]
+    return grid_of(dataset), (tile[0], tile[1]), profile, declared
 
 
 def _strips_of(parts: Sequence[ROI], tile_rows: int) -> Iterator[ROI]:
@@ -237,8 +253,7 @@ def _check_copy(href: str, path: Path, source: FileGrid, sums: list[tuple[ROI, i
         if grid_of(dataset) != source:
             raise ReadError(f"{href}: a GeoTIFF cannot keep its grid; stage it with --whole")
         for strip, expected in sums:
-            pixels = dataset.read(1, window=Window.from_slices(*strip))
-            if zlib.crc32(pixels.tobytes()) != expected:
+            if _sum_of(*_read_strip(dataset, strip=strip, href=href)) != expected:
                 raise ReadError(f"{path}: differs from what was read of {href}; stage it again")
 
     use_raster(str(path), Access(retries=0), compare)
@@ -308,7 +323,7 @@ def _say(error: OSError) -> str:
 
 def _check_shape(path: Path, shape: tuple[int, int]) -> None:
     try:
-        with rasterio.open(path) as dataset:
+        with open_raster(str(path), Access(retries=0)) as dataset:
             found = dataset.shape
     except RasterioError:
         found = None
@@ -342,6 +357,9 @@ def _download(
             mark = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
             if mark and not mark.startswith("W/"):
                 version["If-Range"] = mark
+            if "Content-Encoding" in answer.headers:
+                # It would grow beyond what is announced: a few bytes can fill a disk.
+                raise _DamagedCopyError("the answer is compressed, though not asked to be")
             if is_part:
                 total = int(answer.headers["Content-Range"].rpartition("/")[2])
             else:

@@ -7,6 +7,7 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bigmap.cube.pixels import BANDS
 from bigmap.cube.reading import Access, RasterReader, covers, staged_parts_of
 from bigmap.cube.resampling import FileGrid, TargetGrid, bound_sampling, plan_sampling
 from bigmap.cube.staging import Reach, copy_parts, join_tiles
@@ -100,7 +101,7 @@ def test_a_staged_file_reads_the_same_bits_and_nothing_beyond(file, data, method
     copy = file.with_name(f"{crs[5:]}.tif")
     reach = Reach(target, regions, method)
     copy_parts(str(file), copy, reach, access=Access(retries=0), check=lambda: None)
-    reader = RasterReader(target, method, "uint16", 0, Access(retries=0))
+    reader = RasterReader(target, method, BANDS, Access(retries=0))
     for region in regions:
         assert np.array_equal(reader.read(str(copy), region), reader.read(str(file), region))
     with rasterio.open(copy) as staged, rasterio.open(file) as whole:

@@ -24,6 +24,8 @@ MASKS = [
     {"kind": "scl", "clear_values": [4, 5], "dilate_px": 2},
     {"kind": "binary", "asset": "clm", "clear_value": 1},
     {"kind": "probability", "asset": "cld", "max_percent": 20},
+    {"kind": "probability", "asset": "clp", "max_value": 255},
+    {"kind": "bits", "asset": "fmask", "bits": [1, 2, 3], "nodata": 255},
     {"kind": "none"},
 ]
 
