@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from bigmap.chips import Split
 from bigmap.clusters import Cluster, threads_per_worker
 from bigmap.clusters.mapping import map_on
-from bigmap.config import Recipe, load_recipe
+from bigmap.config import Recipe, load_recipe, parse_recipe
 from bigmap.cube import open_cube_of
 from bigmap.errors import OutputError, RecipeError
 from bigmap.evaluation import (
@@ -312,10 +313,9 @@ def open_cube(
         If the recipe cannot work, or ``bbox`` does not meet its area.
     """
     if bbox is not None:
-        box = tuple(float(value) for value in bbox)
-        recipe = recipe.model_copy(
-            update={"area": recipe.area.model_copy(update={"clip_bbox": box})}
-        )
+        raw = recipe.model_dump(mode="json")
+        raw["area"]["clip_bbox"] = np.asarray(bbox).tolist()
+        recipe = parse_recipe(raw, origin="open_cube")
     prepared = make_plan(recipe)
     roi = intersect(prepared.lattice.snap(prepared.area.bounds, SMALLEST_CUBE_PX), prepared.extent)
     if is_empty(roi) or 0 in shape_of(roi):

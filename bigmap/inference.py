@@ -26,6 +26,7 @@ import xarray as xr
 from torch import Tensor
 
 from bigmap import grid
+from bigmap.cube.given import GivenCube, check_cube
 from bigmap.errors import ModelError
 from bigmap.grid import ROI, Lattice
 from bigmap.models import LayerSpec, MapModel, ModelSpec, build_model
@@ -432,8 +433,11 @@ def predict(
     cube
         (time, band, y, x) with coordinates ``x`` and ``y`` on a square grid, as
         :func:`bigmap.open_cube` returns it: uint16 with ``dn_scale`` and ``dn_offset`` in its
-        attributes, or float reflectance with NaN for nodata. A coordinate ``clear``
-        (time, y, x) marks clear pixels; without it every pixel with data is clear.
+        attributes, or floats, which are reflectance or, with these attributes, DN. NaN is
+        nodata, and so is 0 of DN and what attributes or encoding declare as ``_FillValue`` or
+        ``nodata``. A coordinate ``clear``, bool (time, y, x), marks clear pixels; without it
+        every pixel with data is clear. Without ``time`` it is one date. Coordinates are centres
+        of pixels, or corners where a ``transform`` or ``GeoTransform`` says so, as stackstac's.
     model
         A model, or the name of one.
     dates
@@ -451,13 +455,14 @@ def predict(
     Raises
     ------
     ModelError
-        If the cube lacks a band of the model, or its pixels cannot be understood.
+        If the cube lacks a band of the model, or it cannot be understood; what its values tell
+        is told when they are computed.
     """
     model = build_model(model) if isinstance(model, str) else model
     spec = model.spec
-    cube = _check_cube(cube, spec)
-    gsd_m = float(cube.x[1] - cube.x[0])
-    origin, anchor_m = _place_of(cube, gsd_m)
+    given = check_cube(cube, spec.bands)
+    gsd_m = given.gsd_m
+    origin, anchor_m = _place_of(given)
     lattice = Lattice(
         crs="", gsd_m=gsd_m, core_px=core_px, cell_px=cell_px, block_px=cell_px,
         upscale=spec.upscale, shard_px=cell_px * spec.upscale, chunk_px=cell_px * spec.upscale,
@@ -466,11 +471,11 @@ def predict(
     windows = Windowing.for_model(spec, **windowing)
     engine = Engine(optimise(model), lattice, windows, spec.default_layers)
     extent = (
-        slice(origin[0], origin[0] + cube.sizes["y"]),
-        slice(origin[1], origin[1] + cube.sizes["x"]),
+        slice(origin[0], origin[0] + len(given.y)),
+        slice(origin[1], origin[1] + len(given.x)),
     )
-    rule = dates or DateRule(max_per_cell=cube.sizes["time"], min_clear_percent=0.0)
-    read_cell = _CubeCells(cube, extent, rule)
+    rule = dates or DateRule(max_per_cell=given.pixels.sizes["time"], min_clear_percent=0.0)
+    read_cell = _CubeCells(given, extent, rule)
     # One key for all cells, so that the cube does not travel with each.
     shared = dask.delayed(read_cell, traverse=False)
     rows = [
@@ -479,8 +484,8 @@ def predict(
     ]
     upscale = spec.upscale
     coords: dict[str, Any] = {
-        name: _fine_coordinates(cube[name].values, upscale, step)
-        for name, step in (("y", -gsd_m), ("x", gsd_m))
+        "y": _fine_coordinates(given.y, upscale, -gsd_m),
+        "x": _fine_coordinates(given.x, upscale, gsd_m),
     }
     data = {}
     for layer in engine.layers:
@@ -491,46 +496,15 @@ def predict(
         data[layer.name] = xr.DataArray(joined, dims=dims, attrs=attributes)
         if layer.channels:
             coords[lead[0]] = np.array(layer.channels)
-    if "spatial_ref" in cube.coords:
-        coords["spatial_ref"] = cube["spatial_ref"].drop_vars(
-            [name for name in cube["spatial_ref"].coords if name != "spatial_ref"]
-        )
-    return xr.Dataset(data, coords=coords, attrs={"model": spec.name})
+    result = xr.Dataset(data, coords=coords, attrs={"model": spec.name})
+    if given.crs is not None:
+        result = result.rio.write_crs(given.crs)
+    return result
 
 
-def _check_cube(cube: xr.DataArray, spec: ModelSpec) -> xr.DataArray:
-    if "time" not in cube.dims:
-        cube = cube.expand_dims("time")
-    absent = {"band", "y", "x"} - set(map(str, cube.dims))
-    if absent:
-        raise ModelError(f"the cube lacks the dimension {min(absent)}")
-    cube = cube.transpose("time", "band", "y", "x")
-    missing = [band for band in spec.bands if band not in cube.band.values]
-    if missing:
-        raise ModelError(f"{spec.name} needs the band {missing[0]}, which the cube lacks")
-    cube = cube.sel(band=list(spec.bands))
-    is_dn = cube.dtype == np.uint16
-    if is_dn and (cube.attrs.get("dn_scale"), cube.attrs.get("dn_offset")) != (DN_SCALE, DN_OFFSET):
-        raise ModelError(
-            f"a uint16 cube needs attrs dn_scale={DN_SCALE} and dn_offset={DN_OFFSET}; convert "
-            "other pixels to float reflectance first"
-        )
-    if not is_dn and cube.dtype.kind != "f":
-        raise ModelError(f"the cube is {cube.dtype}; give uint16 DN or float reflectance")
-    if min(cube.sizes["y"], cube.sizes["x"]) < 2:
-        raise ModelError("the cube needs at least two pixels along x and y")
-    steps = np.diff(cube.x.values), -np.diff(cube.y.values)
-    gsd_m = float(steps[0][0])
-    if gsd_m <= 0 or any(not np.allclose(step, gsd_m, rtol=1e-6) for step in steps):
-        raise ModelError(
-            "the cube needs square pixels, x rising and y falling by the same step; sort or "
-            "resample it first"
-        )
-    return cube
-
-
-def _place_of(cube: xr.DataArray, gsd_m: float) -> tuple[tuple[int, int], tuple[float, float]]:
+def _place_of(cube: GivenCube) -> tuple[tuple[int, int], tuple[float, float]]:
     """Return the global index of the first pixel, and the anchor of the lattice it lies on."""
+    gsd_m = cube.gsd_m
     left, top = float(cube.x[0]) - gsd_m / 2, float(cube.y[0]) + gsd_m / 2
     row, col = round(-top / gsd_m), round(left / gsd_m)
     return (row, col), (left - col * gsd_m, top + row * gsd_m)
@@ -572,38 +546,29 @@ def _lazy_cell(engine: Engine, cell: ROI, extent: ROI, shared: Any) -> dict[str,
 
 @dataclass(frozen=True)
 class _CubeCells:
-    """Reads cells from an xarray cube; beyond its edge there is no data."""
+    """Reads cells from a cube that was given; beyond its edge there is no data."""
 
-    cube: xr.DataArray
+    cube: GivenCube
     extent: ROI
     rule: DateRule
 
     def __call__(self, cell: ROI, window: ROI) -> CellData:
         """Choose the cell's dates by its clear pixels and read them on the window."""
-        bands, shape = self.cube.sizes["band"], grid.shape_of(window)
+        bands, dtype = self.cube.pixels.sizes["band"], self.cube.pixels.dtype
+        shape = grid.shape_of(window)
         inside = grid.intersect(cell, self.extent)
         if grid.is_empty(inside):  # a neighbour beyond the edge, asked for by blending
             return CellData(np.zeros((0, bands, *shape), np.uint16), np.zeros((0, *shape), bool))
-        inside = grid.relative(inside, self.extent)
-        if "clear" in self.cube.coords:
-            clear = self.cube["clear"].transpose("time", "y", "x")
-            share = clear[:, *inside].sum(("y", "x")).compute(scheduler="threads").values
-        else:
-            # Without a mask, dates are chosen by where there is data; one band tells.
-            first = self.cube[:, 0, *inside].compute(scheduler="threads").values
-            has_data = np.isfinite(first) if first.dtype.kind == "f" else first != NODATA
-            share = has_data.sum(axis=(1, 2))
-        chosen = choose_dates(100.0 * share / math.prod(grid.shape_of(inside)), self.rule)
+        count = self.cube.count_clear(grid.relative(inside, self.extent))
+        chosen = choose_dates(100.0 * count / math.prod(grid.shape_of(inside)), self.rule)
         part = grid.intersect(window, self.extent)
-        source = grid.relative(part, self.extent)
         place = grid.relative(part, window)
-        cut = self.cube[chosen, :, *source].compute(scheduler="threads")
-        is_dn = cut.dtype == np.uint16
+        is_dn = dtype == np.uint16
         pixels = np.full(
             (len(chosen), bands, *shape), 0 if is_dn else np.nan, np.uint16 if is_dn else np.float32
         )
-        pixels[:, :, *place] = cut.values
-        seen = np.zeros((len(chosen), *shape), dtype=bool)
-        seen[:, *place] = cut["clear"].values if "clear" in cut.coords else True
-        has_data = (pixels != 0).all(axis=1) if is_dn else np.isfinite(pixels).all(axis=1)
-        return CellData(pixels, seen & has_data)
+        clear = np.zeros((len(chosen), *shape), dtype=bool)
+        pixels[:, :, *place], clear[:, *place] = self.cube.read(
+            chosen, grid.relative(part, self.extent)
+        )
+        return CellData(pixels, clear)

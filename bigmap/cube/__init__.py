@@ -236,8 +236,9 @@ def open_cube_of(reader: CubeReader, roi: ROI, *, chunk_px: int = 1024) -> xr.Da
         dn = da.stack([part[0] for part in parts])
         clear = da.stack([part[1] for part in parts])
     else:
-        dn = da.zeros((0, len(reader.bands), *shape), dtype=np.uint16)
-        clear = da.zeros((0, *shape), dtype=bool)
+        # One chunk: Dask cannot choose chunks of no dates.
+        dn = da.zeros((0, len(reader.bands), *shape), dtype=np.uint16, chunks=-1)
+        clear = da.zeros((0, *shape), dtype=bool, chunks=-1)
     geobox = reader.lattice.geobox(roi)
     y, x = (geobox.coords[name].values for name in ("y", "x"))
     cube = xr.DataArray(
