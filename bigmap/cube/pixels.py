@@ -219,8 +219,8 @@ def _find_data(
     """Tell where a file declares that it has data; None where it says nothing beyond ``absent``."""
     nodata, declared = dataset.nodata, []
     if nodata is not None and nodata != absent:
-        is_nan = math.isnan(nodata)
-        declared.append(~np.isnan(values) if is_nan else values != values.dtype.type(nodata))
+        # As a Python number: it may be one that the dtype of the file cannot hold.
+        declared.append(~np.isnan(values) if math.isnan(nodata) else values != nodata)
     if has_mask(dataset):
         declared.append(read_mask_of(dataset, window))
     return np.logical_and.reduce(declared) if declared else None
