@@ -19,7 +19,14 @@ from typing import Any
 
 import pystac
 import torch
-from pystac import RequiredPropertyMissing, STACError, STACTypeError
+from pydantic import TypeAdapter, ValidationError
+from pystac import (
+    ExtensionNotImplemented,
+    ExtensionTypeError,
+    RequiredPropertyMissing,
+    STACError,
+    STACTypeError,
+)
 from pystac.extensions.classification import Classification
 from pystac.extensions.file import FileExtension
 from pystac.extensions.mlm import (
@@ -43,11 +50,13 @@ from bigmap.models.layers import BandStatistics, count_parameters
 
 SHA2_256 = "1220"
 """Multihash prefix of a SHA-256 (https://multiformats.io/multihash), as file:checksum wants."""
+MAX_REASON = 200
+"""Characters that a message takes of another library's."""
 
 
 _CARD_ERRORS = (
-    ValueError, KeyError, TypeError, IndexError, AttributeError, STACError, STACTypeError,
-    RequiredPropertyMissing,
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+    STACError, STACTypeError, ExtensionNotImplemented, ExtensionTypeError, RequiredPropertyMissing,
 )  # fmt: skip
 """What a file that is no card, or half of one, raises when it is read."""
 
@@ -82,6 +91,11 @@ class ModelCard:
     """Multihash of the weights file, hexadecimal."""
     training: Training = Training()
 
+    @property
+    def sha256(self) -> str:
+        """The checksum as maps have it."""
+        return "sha256:" + self.checksum.removeprefix(SHA2_256)
+
     def refuse_options(self, name: str, options: Mapping[str, OptionValue]) -> None:
         """Refuse a recipe's model or options where the weights were made for others.
 
@@ -113,6 +127,9 @@ class ModelCard:
                 f"{wanted}"
             )
 
+
+_CARD = TypeAdapter(ModelCard)
+_COLOUR = re.compile(r"#[0-9a-f]{6}")
 
 PACKAGED = "bigmap://"
 """Before the name of weights that come with bigmap."""
@@ -177,7 +194,8 @@ def read_card(weights: str | Path) -> ModelCard:
     try:
         card = parse_card(json.loads(file.read_text()), origin=str(file))
     except _CARD_ERRORS as error:
-        raise ModelError(f"model.weights: {file}: is not a model card ({error!r})") from None
+        reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
+        raise ModelError(f"model.weights: {file}: is not a model card ({reason})") from None
     if checksum_file(weights) != card.checksum:
         raise ModelError(
             f"model.weights: {weights}: is not the file that {file.name} describes; its checksum "
@@ -193,19 +211,36 @@ def parse_card(content: dict[str, Any], *, origin: str) -> ModelCard:
     properties = item.properties
     entry, result = extension.input[0], extension.output[0]
     asset = item.assets["weights"]
-    return ModelCard(
-        file=origin,
-        name=extension.architecture,
-        options=dict(extension.to_dict().get("mlm:hyperparameters", {})),
-        bands=tuple(band if isinstance(band, str) else band.name for band in entry.bands),
-        legend=tuple(
-            ClassEntry(each.value, each.title or each.name, f"#{each.color_hint}".lower())
-            for each in result.classes or ()
-        ),
-        upscale=int(properties["bigmap:upscale"]),
-        checksum=str(FileExtension.ext(asset).checksum),
-        training=Training(**properties["bigmap:training"]),
+    card = _validate(
+        {
+            "file": origin,
+            "name": extension.architecture,
+            "options": dict(extension.to_dict().get("mlm:hyperparameters", {})),
+            "bands": [band if isinstance(band, str) else band.name for band in entry.bands],
+            "legend": [
+                {"value": x.value, "name": x.title or x.name, "colour": f"#{x.color_hint}".lower()}
+                for x in result.classes or ()
+            ],
+            "upscale": properties["bigmap:upscale"],
+            "checksum": FileExtension.ext(asset).checksum,
+            "training": properties["bigmap:training"],
+        }
     )
+    values = [each.value for each in card.legend]
+    if len(set(values)) < len(values) or not all(0 <= value <= 254 for value in values):
+        raise ValueError("classes need values of their own from 0 to 254")
+    if not all(_COLOUR.fullmatch(each.colour) for each in card.legend):
+        raise ValueError("classes need colours of six hexadecimal digits")
+    return card
+
+
+def _validate(fields: dict[str, Any]) -> ModelCard:
+    try:
+        return _CARD.validate_python(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}") from None
 
 
 def _describe(model: MapModel, weights: Path, training: Training) -> pystac.Item:
