@@ -28,7 +28,7 @@ from bigmap.evaluation import (
 )
 from bigmap.grid import intersect, is_empty, shape_of
 from bigmap.inference import predict
-from bigmap.planning import Plan, make_plan
+from bigmap.planning import Plan, make_plan, use_trained_weights
 from bigmap.progress import StageProgress
 from bigmap.runner import Reporter, RunSummary, SilentReporter, run_plan
 from bigmap.runs import RunFolder, check_output
@@ -75,6 +75,7 @@ def plan(recipe: Recipe) -> Plan | ZonePlans:
     BigmapError
         If the recipe cannot work; the message names the field.
     """
+    recipe = use_trained_weights(recipe)
     return plan_zones(recipe) if is_utm(recipe) else make_plan(recipe)
 
 
@@ -87,6 +88,7 @@ def run(
     staged: str | Path | None = None,
     redo: Collection[str] | None = None,
     reuse: str | None = None,
+    allow_random_weights: bool = False,
     reporter: Reporter | None = None,
 ) -> RunSummary:
     """Make a map on the recipe's cluster.
@@ -94,7 +96,8 @@ def run(
     Parameters
     ----------
     recipe
-        What to map.
+        What to map. Where ``model.weights`` names none, what training wrote to
+        ``training.weights`` counts.
     resume
         Go on with the run at ``output.path`` if there is one.
     overwrite
@@ -108,6 +111,8 @@ def run(
         ``failed`` or ``degraded`` for all in that state.
     reuse
         An earlier map: blocks of it that would be the same here are copied.
+    allow_random_weights
+        Map even by a network that has learnt nothing, which is refused otherwise.
     reporter
         Shows progress; by default nothing is shown.
 
@@ -121,6 +126,7 @@ def run(
     BigmapError
         If the recipe cannot work, or the output is taken.
     """
+    recipe = use_trained_weights(recipe)
     resuming = check_output(recipe, resume=resume or redo is not None, overwrite=overwrite)
     if redo is not None and not resuming:
         raise OutputError(f"--redo: there is no run at {recipe.output.path} to do blocks of again")
@@ -132,6 +138,7 @@ def run(
                     resume=resuming,
                     render=cluster.render,
                     staged=Path(staged) if staged is not None else None,
+                    needs_weights=not allow_random_weights,
                 ),
                 partial(run_plan, client=cluster.client, threads=threads_per_worker(recipe)),
                 resume=resuming,
@@ -145,7 +152,12 @@ def run(
         items = read_staged(Path(staged))
     reporter = reporter or SilentReporter()
     with Cluster(recipe, note=reporter.note) as cluster:
-        prepared = make_plan(recipe, catalogue=items, render=cluster.render)
+        prepared = make_plan(
+            recipe,
+            catalogue=items,
+            render=cluster.render,
+            needs_weights=not allow_random_weights,
+        )
         if resuming:
             RunFolder(recipe.output.path).check_plan(prepared)
         if staged is not None:

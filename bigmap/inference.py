@@ -29,7 +29,7 @@ from bigmap import grid
 from bigmap.cube.given import GivenCube, check_cube
 from bigmap.errors import ModelError
 from bigmap.grid import ROI, Lattice
-from bigmap.models import LayerSpec, MapModel, ModelSpec, build_model
+from bigmap.models import LayerSpec, MapModel, ModelSpec, build_model, refuse_random
 from bigmap.models.base import CLASS, CONFIDENCE, OBSERVATIONS
 from bigmap.models.layers import fold_norms
 from bigmap.quality import DateRule, choose_dates
@@ -424,6 +424,7 @@ def predict(
     dates: DateRule | None = None,
     core_px: int = 128,
     cell_px: int = 1024,
+    allow_random_weights: bool = False,
     **windowing: Any,
 ) -> xr.Dataset:
     """Map any cube lazily.
@@ -444,6 +445,8 @@ def predict(
         Which dates a cell is mapped from; by default all with a clear pixel.
     core_px, cell_px
         Sides of window cores and cells, in input pixels.
+    allow_random_weights
+        Map even by a network that has learnt nothing, which is refused otherwise.
     **windowing
         ``overlap``, ``batch_windows``, ``precision`` and ``device`` as in a recipe.
 
@@ -455,11 +458,17 @@ def predict(
     Raises
     ------
     ModelError
-        If the cube lacks a band of the model, or it cannot be understood; what its values tell
-        is told when they are computed.
+        If the cube lacks a band of the model, it cannot be understood, or the model is a network
+        without weights; what its values tell is told when they are computed.
     """
     model = build_model(model) if isinstance(model, str) else model
     spec = model.spec
+    if not allow_random_weights:
+        refuse_random(
+            spec,
+            f'give bigmap.models.build_model("{spec.name}", weights="FILE.safetensors") as the '
+            "model, or add allow_random_weights=True",
+        )
     given = check_cube(cube, spec.bands)
     gsd_m = given.gsd_m
     origin, anchor_m = _place_of(given)
@@ -496,7 +505,8 @@ def predict(
         data[layer.name] = xr.DataArray(joined, dims=dims, attrs=attributes)
         if layer.channels:
             coords[lead[0]] = np.array(layer.channels)
-    result = xr.Dataset(data, coords=coords, attrs={"model": spec.name})
+    weights = {"weights": spec.weights} if spec.weights else {}
+    result = xr.Dataset(data, coords=coords, attrs={"model": spec.name} | weights)
     if given.crs is not None:
         result = result.rio.write_crs(given.crs)
     return result

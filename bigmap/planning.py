@@ -50,7 +50,8 @@ from bigmap.models import (
     MapModel,
     ModelChoice,
     ModelSpec,
-    checksum_of,
+    find_model,
+    refuse_random,
 )
 from bigmap.quality import DateRule, MaskRule
 from bigmap.store import LayerTemplate, MapTemplate
@@ -165,7 +166,7 @@ class Plan:
             "blocks": len(self.blocks),
             "extent": [[part.start, part.stop] for part in self.extent],
             "area": hashlib.sha256(parts).hexdigest(),
-            "weights": checksum_of(self.recipe.model.weights),
+            "weights": self.model.spec.weights,
             "versions": list_versions(),
         }
 
@@ -179,7 +180,7 @@ class Plan:
             lattice=self.lattice,
             extent=self.extent,
             area=self.area,
-            model=model_choice(recipe.model),
+            model=replace(model_choice(recipe.model), pinned=self.model.spec.weights),
             layers=tuple(layer.name for layer in self.layers),
             windowing=self.windowing,
             mask=mask_rule(recipe.source.mask),
@@ -232,7 +233,7 @@ class Plan:
                 "name": self.model.spec.name,
                 "title": self.model.spec.title,
                 "bands": list(self.model.spec.bands),
-                "weights": checksum_of(self.recipe.model.weights),
+                "weights": self.model.spec.weights,
                 "notice": self.model.spec.notice,
             },
             "bigmap:versions": list_versions(),
@@ -334,6 +335,7 @@ def make_plan(
     *,
     catalogue: Catalogue | None = None,
     render: simulate.Renderer = simulate.render_here,
+    needs_weights: bool = False,
 ) -> Plan:
     """Derive the plan of a run.
 
@@ -345,6 +347,8 @@ def make_plan(
         The items of a run that is resumed; otherwise the source is searched.
     render
         Renders what a simulated source lacks; by default processes of this machine.
+    needs_weights
+        Refuse a network without weights.
 
     Raises
     ------
@@ -353,6 +357,8 @@ def make_plan(
         message names the field.
     """
     model = model_choice(recipe.model).build()
+    if needs_weights:
+        refuse_random(model.spec, advise_weights(recipe))
     lattice = make_lattice(recipe, model)
     windowing = choose_windowing(recipe, model.spec)
     area = read_area(crs=recipe.grid.crs, **recipe.area.model_dump())
@@ -457,6 +463,32 @@ def mask_rule(mask: MaskConfig) -> MaskRule:
     if clear is not None:
         fields["clear_values"] = (clear,)
     return MaskRule(**fields)
+
+
+def use_trained_weights(recipe: Recipe) -> Recipe:
+    """Let weights in ``training.weights`` count where ``model.weights`` names none.
+
+    Everything that maps or scores by a recipe goes through this; training itself does not.
+    """
+    model, training = recipe.model, recipe.training
+    if training is None or model.weights is not None or not Path(training.weights).is_file():
+        return recipe
+    if not find_model(model.name).has_weights:
+        return recipe
+    return recipe.model_copy(
+        update={"model": model.model_copy(update={"weights": training.weights})}
+    )
+
+
+def advise_weights(recipe: Recipe) -> str:
+    """Tell where a recipe's model may get weights from."""
+    trained = "bigmap train writes some"
+    if recipe.training is not None:
+        trained = f"{recipe.training.weights} is not there before bigmap train has written it"
+    return (
+        f"name some in model.weights ({trained}), or add --allow-random-weights (in Python "
+        "allow_random_weights=True)"
+    )
 
 
 def model_choice(model: ModelConfig) -> ModelChoice:

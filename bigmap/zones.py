@@ -94,6 +94,7 @@ def plan_zones(
     resume: bool = False,
     render: simulate.Renderer = simulate.render_here,
     staged: Path | None = None,
+    needs_weights: bool = False,
 ) -> ZonePlans:
     """Plan all zones of a map.
 
@@ -103,7 +104,7 @@ def plan_zones(
         With ``grid.crs: utm``.
     resume
         Take the items of zones that have been started, and check that they still fit.
-    render
+    render, needs_weights
         As for :func:`bigmap.planning.make_plan`.
     staged
         Folder of :func:`stage_zones`: its scenes are read, and nothing else.
@@ -121,7 +122,7 @@ def plan_zones(
         scenes = staged / group_of(part) if staged is not None else None
         try:
             items = folder.read_items() if started else _read_scenes(part, scenes)
-            plan = make_plan(part, catalogue=items, render=render)
+            plan = make_plan(part, catalogue=items, render=render, needs_weights=needs_weights)
         except EmptyAreaError:
             continue  # only the search for zones, which is generous, thought it touched
         except CatalogError as error:

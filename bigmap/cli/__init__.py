@@ -49,7 +49,14 @@ from bigmap.errors import (
     StoppedError,
 )
 from bigmap.estimates import describe_clusters, estimate_clusters
-from bigmap.planning import Plan, model_choice, request_scenes
+from bigmap.models import refuse_random
+from bigmap.planning import (
+    Plan,
+    advise_weights,
+    model_choice,
+    request_scenes,
+    use_trained_weights,
+)
 from bigmap.progress import (
     ProgressReporter,
     StageProgress,
@@ -62,6 +69,7 @@ from bigmap.redaction import redact
 from bigmap.runner import RunSummary, stop_on_signals
 from bigmap.runs import RunStatus, check_output, read_status
 from bigmap.staging import ITEMS, JOBS, StageSummary, verify_stage
+from bigmap.training.folder import TrainingFolder
 from bigmap.zones import ZonePlans, is_utm, verify_zones
 
 USER_ERROR = 2
@@ -107,6 +115,7 @@ def plan_command(
     if as_json:
         content: dict[str, Any] = {
             "estimate": asdict(estimate),
+            "weights": plan.model.spec.weights,
             "clusters": [asdict(each) for each in clusters],
             "assumptions": assumptions,
         }
@@ -121,6 +130,12 @@ def plan_command(
         return
     console = Console(highlight=False, soft_wrap=True)
     show_plan(console, plan, asdict(estimate))
+    if plan.model.spec.is_random:
+        console.print(
+            f"warning: {plan.model.spec.name} has no weights, so bigmap run refuses: "
+            f"{advise_weights(plan.recipe)}",
+            markup=False,
+        )
     for line in [*describe_clusters(clusters), *(f"assumed: {each}" for each in assumptions)]:
         console.print(line, markup=False)
 
@@ -154,6 +169,10 @@ def run_command(
         str | None,
         typer.Option(metavar="MAP", help="Copy blocks of an earlier map that would be the same."),
     ] = None,
+    allow_random_weights: Annotated[
+        bool,
+        typer.Option("--allow-random-weights", help="Map by a network that has learnt nothing."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a map.
@@ -163,10 +182,15 @@ def run_command(
     """
     extra = [f"output.path={output}"] if output else []
     extra += [f"cluster.workers={workers}"] if workers else []
-    loaded = read_recipe(recipe, [*settings, *extra], bbox, source, cluster=cluster)
+    given = read_recipe(recipe, [*settings, *extra], bbox, source, cluster=cluster)
+    loaded = use_trained_weights(given)
     check_output(loaded, resume=resume or redo is not None, overwrite=overwrite)
     console = Console(highlight=False, stderr=as_json, soft_wrap=True)
     spec = model_choice(loaded.model).build().spec
+    if not allow_random_weights:
+        refuse_random(spec, advise_weights(loaded))
+    if loaded.model.weights != given.model.weights:
+        console.print(f"note: {describe_weights(given)}", markup=False)
     if spec.notice:
         console.print(f"note: {spec.notice}")
     if loaded.source.kind == "simulated":
@@ -187,6 +211,7 @@ def run_command(
             staged=staged,
             redo=redo.split(",") if redo is not None else None,
             reuse=reuse.rstrip("/") if reuse is not None else None,
+            allow_random_weights=allow_random_weights,
             reporter=ProgressReporter(console),
         )
     if as_json:
@@ -272,6 +297,16 @@ def simulate_command(
         max_bytes=int(max_gb * 1e9),
     )
     show_world(Console(highlight=False, soft_wrap=True), world, request)
+
+
+def describe_weights(recipe: Recipe) -> str:
+    """Tell that a recipe maps with the weights that its training wrote, and how far that is."""
+    assert recipe.training is not None
+    weights = recipe.training.weights
+    said = f"maps with {weights}, which training wrote"
+    if TrainingFolder(weights).is_unfinished():
+        said += "; that training has not ended, so these are the best of its epochs so far"
+    return said
 
 
 def check_new_folder(folder: Path) -> None:

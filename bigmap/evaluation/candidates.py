@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from bigmap.chips import ChipTemplate
@@ -18,7 +17,7 @@ from bigmap.models import (
     read_card,
 )
 from bigmap.models import find_model as find_kind
-from bigmap.planning import model_choice
+from bigmap.planning import model_choice, use_trained_weights
 
 WEIGHTS_SUFFIX = ".safetensors"
 
@@ -50,11 +49,8 @@ def build_candidate(recipe: Recipe, weights: str | None = None) -> Candidate:
     BigmapError
         If the model cannot be built, or the weights are not its own.
     """
-    choice = model_choice(recipe.model)
-    chosen = weights or choice.weights
-    if chosen is None and recipe.training and Path(recipe.training.weights).is_file():
-        chosen = recipe.training.weights
-    return Candidate(recipe.model.name, replace(choice, weights=chosen).build())
+    choice = model_choice(use_trained_weights(recipe).model)
+    return Candidate(recipe.model.name, replace(choice, weights=weights or choice.weights).build())
 
 
 def build_baseline(text: str, like: ModelSpec, template: ChipTemplate) -> Candidate:

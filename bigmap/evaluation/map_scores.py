@@ -26,8 +26,8 @@ from bigmap.evaluation.maps import (
 from bigmap.evaluation.results import Evaluation, ModelScores
 from bigmap.grid import Area
 from bigmap.labels import LabelReader, open_labels
-from bigmap.models import ClassEntry, checksum_of
-from bigmap.planning import model_choice
+from bigmap.models import ClassEntry
+from bigmap.planning import model_choice, use_trained_weights
 from bigmap.samples import make_splits
 
 Advance = Callable[[int, int], None]
@@ -192,14 +192,14 @@ def check_legend(recipe: Recipe, grids: Sequence[MapGrid]) -> tuple[str, ...]:
         Naming both legends.
     """
     grid = grids[0]
-    spec = model_choice(recipe.model).build().spec
+    spec = model_choice(use_trained_weights(recipe).model).build().spec
     if _name_legend(spec.legend) != _name_legend(grid.legend):
         raise OutputError(
             f"--map {grid.path}: has the classes {_name_legend(grid.legend)}, but the recipe's "
             f"model.legend has {_name_legend(spec.legend) or 'none'}"
         )
     model: dict[str, Any] = grid.attributes.get("bigmap:model", {})
-    own = (recipe.model.name, checksum_of(recipe.model.weights))
+    own = (recipe.model.name, spec.weights)
     notes: list[str] = []
     if spec.notice and own == (model.get("name"), model.get("weights")):
         notes.append(f"{spec.name}: {spec.notice}")

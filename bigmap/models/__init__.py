@@ -8,7 +8,6 @@ keywords of its constructor are the options of the recipe's ``model``; where it 
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import threading
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ import torch
 
 from bigmap.errors import ModelError
 from bigmap.models.base import (
+    RANDOM,
     ClassEntry,
     LayerSpec,
     MapModel,
@@ -29,7 +29,7 @@ from bigmap.models.base import (
     OptionValue,
 )
 from bigmap.models.bicubic import BicubicModel
-from bigmap.models.card import ModelCard, Training, find_weights, read_card
+from bigmap.models.card import ModelCard, Training, read_card
 from bigmap.models.checkpoint import load_weights, read_tensors, save_weights
 from bigmap.models.dbpn import DbpnModel
 from bigmap.models.dbpn_segnet import DbpnSegnetModel
@@ -58,10 +58,11 @@ __all__ = [
     "OptionValue",
     "Training",
     "build_model",
-    "checksum_of",
+    "find_model",
     "list_models",
     "read_card",
     "read_tensors",
+    "refuse_random",
     "save_weights",
 ]
 
@@ -112,10 +113,12 @@ class ModelChoice:
     legend: tuple[ClassEntry, ...] | None = None
     weights: str | None = None
     """A safetensors file."""
+    pinned: str | None = None
+    """What :attr:`ModelSpec.weights` must be, so that all parts of a map come from one model."""
 
     def build(self, *, seed: int = 0) -> MapModel:
         """Build the model in evaluation mode; see :func:`build_model`."""
-        return build_model(
+        model = build_model(
             self.name,
             dict(self.options),
             bands=self.bands,
@@ -123,6 +126,12 @@ class ModelChoice:
             weights=self.weights,
             seed=seed,
         )
+        if self.pinned not in (None, model.spec.weights):
+            raise ModelError(
+                f"model.weights: {self.weights} was replaced since the run began; put the file "
+                "back and go on with --resume, or start again with --overwrite"
+            )
+        return model
 
 
 def build_model(
@@ -166,13 +175,36 @@ def build_model(
     if weights is not None:
         card.refuse_other(model.spec)
         load_weights(model, weights)
+        model.spec = replace(model.spec, weights=card.sha256)
         if card.training.is_simulated:
             notice = f"the weights of {name} were trained on simulated scenes."
             model.spec = replace(model.spec, notice=notice, is_simulated=True)
     elif isinstance(model, NetworkModel):
         notice = f"{name} has no weights: they are random, so its map means nothing."
-        model.spec = replace(model.spec, notice=notice)
+        model.spec = replace(model.spec, notice=notice, weights=f"{RANDOM}{seed}")
     return model.eval()
+
+
+def refuse_random(spec: ModelSpec, advice: str) -> None:
+    """Refuse to make anything with a network that has learnt nothing.
+
+    Parameters
+    ----------
+    spec
+        Of the model.
+    advice
+        Where weights may come from, for the message.
+
+    Raises
+    ------
+    ModelError
+        If its weights are random.
+    """
+    if spec.is_random:
+        raise ModelError(
+            f"model.weights: {spec.name} has none, so that they are random and what it makes means "
+            f"nothing; {advice}"
+        )
 
 
 def find_model(name: str) -> type[MapModel]:
@@ -214,8 +246,10 @@ def _construct(
         with _BUILD_LOCK, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = kind(**options, **settings)
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"model.options of {name}: {error}") from None
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
+        # PyTorch's own say RuntimeError, some over several lines.
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"model.options of {name}: {reason}") from None
     model.options = {option: options.get(option, taken[option].default) for option in known}
     return model
 
@@ -223,10 +257,3 @@ def _construct(
 def _list_settings(kind: type[MapModel]) -> dict[str, inspect.Parameter]:
     parameters = inspect.signature(kind.__init__).parameters
     return {name: value for name, value in parameters.items() if name != "self"}
-
-
-def checksum_of(weights: str | None) -> str | None:
-    """Return the SHA-256 of a weights file, None without one."""
-    if weights is None:
-        return None
-    return "sha256:" + hashlib.sha256(find_weights(weights).read_bytes()).hexdigest()

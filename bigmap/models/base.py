@@ -16,6 +16,7 @@ from bigmap.models.layers import BandStatistics
 ModelKind = Literal["exact", "windowed", "large-field"]
 OptionValue = bool | int | float | str
 
+RANDOM = "random, seed "
 NODATA_CLASS = 255
 NODATA_UINT8 = 255
 
@@ -132,6 +133,8 @@ class ModelSpec:
     """Windows start at and measure multiples of this, in input pixels."""
     notice: str | None = None
     """What a user must know before trusting the map."""
+    weights: str | None = None
+    """``sha256:...`` of the file they came from, or ``random, seed N``; None where it has none."""
     is_simulated: bool = False
     """Whether its weights were trained on simulated scenes."""
     paper: str = ""
@@ -141,6 +144,11 @@ class ModelSpec:
     tolerance: float = 0.0
     """Large-field models: how far scores (probability, or reflectance) of a window may lie from
     those of the whole image, as the mean absolute difference over the core."""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether nothing was ever learnt: its weights are those with which training starts."""
+        return self.weights is not None and self.weights.startswith(RANDOM)
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any
 
 import torch
 
-from bigmap.errors import TrainingError
+from bigmap.errors import ModelError, TrainingError
 from bigmap.ledger import LEASE_FILE
 from bigmap.models import MapModel, Training, save_weights
+from bigmap.models.checkpoint import read_pickle
 from bigmap.runs import differing_fields
 
 VERSION = 1
@@ -70,6 +70,15 @@ class TrainingFolder:
             ) from None
         return resume and self.checkpoint.exists()
 
+    def is_unfinished(self) -> bool:
+        """Tell whether a run is here that has not come to its end, or was stopped."""
+        if not self.path.exists():
+            return False  # weights from elsewhere
+        try:
+            return bool(json.loads(self.summary.read_text(encoding="utf-8"))["stopped"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return True
+
     def start(self) -> None:
         """Make the folder anew, without what an earlier run left but for the lease of this one."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -101,14 +110,12 @@ class TrainingFolder:
             If it is damaged, or was made with other settings or chips; names the field.
         """
         try:
-            content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            content = read_pickle(self.checkpoint)
             version, stored = content["version"], json.loads(content["fingerprint"])
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError,
-                pickle.UnpicklingError) as error:  # fmt: skip
-            reason = str(error).partition("\n")[0]
+        except (ModelError, ValueError, KeyError, TypeError):
             raise TrainingError(
-                f"{self.checkpoint}: is no checkpoint that can be read ({reason}); start again "
-                "with --overwrite"
+                f"{self.checkpoint}: is no checkpoint that can be read; start again with "
+                "--overwrite"
             ) from None
         if version != VERSION:
             raise TrainingError(
