@@ -7,6 +7,9 @@ and exit code 2; anything else is a fault of bigmap itself.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from bigmap.redaction import redact
 
 
@@ -87,3 +90,18 @@ class LostClusterError(RunError):
 
 class LeaseError(OutputError):
     """The output belongs to another run."""
+
+
+@contextmanager
+def drop_causes() -> Iterator[None]:
+    """Let errors leave a task without what caused them.
+
+    An error travels from a worker with its causes. Some, such as GDAL's in rasterio, cannot be
+    unpickled, and the driver would get an error of another type, with other rules for what is
+    tried again.
+    """
+    try:
+        yield
+    except Exception as error:
+        error.__cause__ = error.__context__ = None
+        raise

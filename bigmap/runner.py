@@ -36,6 +36,7 @@ from bigmap.errors import (
     RunError,
     SamplesError,
     StoppedError,
+    drop_causes,
 )
 from bigmap.grid import ROI
 from bigmap.inference import limit_threads
@@ -170,6 +171,7 @@ class _JobPlugin(WorkerPlugin):
         limit_threads(self.threads)
 
 
+@drop_causes()
 def _call_task(plugin: str, key: str, block: ROI, rows: bytes) -> None:
     """Do a block and tell the driver.
 

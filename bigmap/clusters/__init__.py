@@ -10,7 +10,7 @@ from pathlib import Path
 from distributed import Client
 
 from bigmap.clusters.existing import connect
-from bigmap.clusters.local import start_cuda, start_local
+from bigmap.clusters.local import check_process, start_cuda, start_local
 from bigmap.clusters.scenes import render_on
 from bigmap.clusters.slurm import start_slurm
 from bigmap.config import (
@@ -81,10 +81,18 @@ def open_cluster(
 
 
 class Cluster(ExitStack):
-    """A recipe's cluster, started when it is first needed: most mistakes are found before."""
+    """A recipe's cluster, started when it is first needed: most mistakes are found before.
+
+    Raises
+    ------
+    ClusterError
+        At once, if no workers can be started from this process.
+    """
 
     def __init__(self, recipe: Recipe, *, note: Callable[[str], None] = _say_nothing) -> None:
         super().__init__()
+        if isinstance(recipe.cluster, LocalCluster | LocalCudaCluster):
+            check_process()
         self.recipe = recipe
         self.note = note
 

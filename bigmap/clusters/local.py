@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import dask
@@ -17,6 +22,10 @@ from bigmap.errors import ClusterError
 
 CLOSE_TIMEOUT_S = 30
 """How long the workers of a finished run may take to end before they are killed."""
+PROBE_S = 60
+"""How long a process may take to import the script that starts it."""
+GUARD = 'if __name__ == "__main__":'
+NAMES_OF_GUARDS = ("__name__", "multiprocessing")
 
 
 @contextmanager
@@ -34,11 +43,7 @@ def start_local(*, workers: int, blocks: int, memory_gb: float) -> Iterator[Loca
                 n_workers=workers, processes=True, **_common_options(blocks, memory_gb)
             )
         except (RuntimeError, OSError) as error:
-            reason = error.__cause__ or error
-            raise ClusterError(
-                f"cluster: a worker did not start ({type(reason).__name__}: {reason}); give it "
-                "enough memory and start again"
-            ) from error
+            raise _explain_start(error) from error
         with _closing(cluster):
             yield cluster
 
@@ -63,7 +68,7 @@ def start_cuda(settings: LocalCudaCluster, *, memory_gb: float) -> Iterator[Loca
         try:
             cluster = LocalCUDACluster(**cuda_options(settings, memory_gb=memory_gb))
         except (ValueError, RuntimeError, OSError) as error:
-            raise _explain_cuda(error) from error
+            raise (_explain_import() or _explain_cuda(error)) from error
         except Exception as error:
             # The errors of NVML have no public base class but Exception.
             if not type(error).__module__.startswith("pynvml"):
@@ -99,6 +104,89 @@ def cuda_options(settings: LocalCudaCluster, *, memory_gb: float) -> dict[str, A
     if settings.gpus is not None:
         options["CUDA_VISIBLE_DEVICES"] = list(settings.gpus)
     return options
+
+
+def check_process() -> None:
+    """Refuse to start workers from a process that cannot.
+
+    A worker first imports the script that starts it, as ``multiprocessing`` has it. One without a
+    guard would start workers there again; such a process ends at once, and who started it says why.
+
+    Raises
+    ------
+    ClusterError
+        If this process is a worker itself, or runs a script that workers cannot import.
+    """
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False):
+        sys.exit(1)
+    if process.daemon:
+        raise ClusterError(
+            "cluster: this process is a worker, which can start none of its own; call bigmap from "
+            "the process that started it, or use a cluster of kind existing"
+        )
+    script = _imported_script()
+    if script is None:
+        return
+    if not script.is_file():
+        raise ClusterError(
+            f"cluster: workers import the script that starts them, but {script} is no file; save "
+            f"it as one, with what it does under {GUARD}"
+        )
+    source = script.read_text(encoding="utf-8", errors="replace")
+    # A script that looks for neither has no guard; others are found out when workers start.
+    if _runs(sys.modules["__main__"]) and not any(word in source for word in NAMES_OF_GUARDS):
+        raise _unguarded(script)
+
+
+def _imported_script() -> Path | None:
+    """Return the script that workers import before all else, None where there is none."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    file = getattr(main, "__file__", None)
+    if file is None or (spec is not None and f".{spec.name}".endswith(".__main__")):
+        return None
+    return Path(file)
+
+
+def _runs(module: ModuleType) -> bool:
+    """Tell whether this call comes from the lines of a module that are run when it is imported."""
+    return any(
+        frame.f_globals is vars(module) and frame.f_code.co_name == "<module>"
+        for frame, _ in traceback.walk_stack(None)
+    )
+
+
+def _unguarded(script: Path | None) -> ClusterError:
+    return ClusterError(
+        f"cluster: each worker imports {script or 'the script that starts it'}, which starts "
+        f"workers itself, or fails, when it is imported; put what it does under {GUARD}"
+    )
+
+
+def _explain_start(error: Exception) -> ClusterError:
+    reason = error.__cause__ or error
+    return _explain_import() or ClusterError(
+        f"cluster: a worker did not start ({type(reason).__name__}: {reason}); give it enough "
+        "memory and start again"
+    )
+
+
+def _explain_import() -> ClusterError | None:
+    """Say so where workers do not start because they cannot import the script that starts them.
+
+    It is tried with one more process: all that Dask knows is that a process has ended.
+    """
+    probe = multiprocessing.get_context("spawn").Process(target=_do_nothing)
+    probe.start()
+    probe.join(PROBE_S)
+    if probe.exitcode is None:
+        probe.kill()
+    return _unguarded(_imported_script()) if probe.exitcode else None
+
+
+def _do_nothing() -> None:
+    """Be what a process is started for that only has to start."""
 
 
 def _explain_cuda(error: Exception) -> ClusterError:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from distributed import CancelledError, Client, Future, WorkerPlugin, get_worker, wait
 from distributed.comm import CommClosedError
 
-from bigmap.errors import BigmapError, LostClusterError, RunError
+from bigmap.errors import BigmapError, LostClusterError, RunError, drop_causes
 
 MAX_ATTEMPTS = 3
 IN_FLIGHT_PER_SLOT = 2
@@ -122,6 +122,7 @@ class _Mapping(Generic[Item, Result]):
             self.flying[future] = item, attempt
 
 
+@drop_causes()
 def _call(plugin: str, item: Any) -> Any:
     held: Any = get_worker().plugins[plugin]
     return held.task(item)

@@ -18,7 +18,7 @@ from bigmap.config import (
     LocalCudaCluster,
     SlurmCluster,
 )
-from bigmap.errors import BigmapError, ClusterError, LostRankError
+from bigmap.errors import BigmapError, ClusterError, LostRankError, drop_causes
 from bigmap.planning import count_workers
 
 POLL_S = 1.0
@@ -173,6 +173,7 @@ def _find_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@drop_causes()
 def _sit(task: SeatTask, seat: Seat, topic: str) -> str:
     worker = get_worker()
     return task(seat, lambda line: worker.log_event(topic, line))

@@ -13,7 +13,7 @@ from typing import Any
 from distributed import CancelledError, Client, Future, WorkerPlugin, get_worker, wait
 from distributed.comm import CommClosedError
 
-from bigmap.errors import BigmapError, LostClusterError, RunError
+from bigmap.errors import BigmapError, LostClusterError, RunError, drop_causes
 from bigmap.simulate import SceneRequest, SceneTask, split_tasks, start_pool
 
 MAX_ATTEMPTS = 3
@@ -132,6 +132,7 @@ def _count_slots(client: Client, threads: int) -> int:
     return max(1, sum(min(threads, count) for count in counts.values()))
 
 
+@drop_causes()
 def _render(plugin: str, task: SceneTask) -> None:
     held: Any = get_worker().plugins[plugin]
     held.pool.do(task)
