@@ -20,9 +20,7 @@ CALL = "from bigmap.clusters.local import check_process\n"
 BARE = f"{CALL}check_process()\n"
 GUARDED = f'{CALL}if __name__ == "__main__":\n    check_process()\n'
 HIDDEN = f"import logging\n{CALL}logging.getLogger(__name__)\ncheck_process()\n"
-SENTENCE = (
-    r'cluster: each worker imports .*script\.py, .* put what it does under if __name__'
-)
+SENTENCE = r"cluster: each worker imports .*script\.py, .* put what it does under if __name__"
 
 
 def run_as_main(monkeypatch, file: Path, source: str) -> None:
