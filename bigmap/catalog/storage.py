@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 import tempfile
-import uuid
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +21,12 @@ from shapely.geometry.base import BaseGeometry
 from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
 
 from bigmap.catalog.audit import Audit, Catalogue, Finding
-from bigmap.catalog.hrefs import is_url, join_href
+from bigmap.catalog.hrefs import join_href
 from bigmap.catalog.parsing import DECIDED_SHIFT
 from bigmap.catalog.projection import Bounds, footprint_of
 from bigmap.catalog.sources import without_nulls
 from bigmap.errors import CatalogError, OutputError
+from bigmap.files import locate, write_atomically
 from bigmap.items import SCHEMA, STEM, ItemRow, ItemTable, pack_assets, parse_layout
 from bigmap.redaction import clean_href
 
@@ -79,7 +78,8 @@ def save_items(catalogue: Catalogue, path: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "items.parquet"
             _write_rows(catalogue, file)
-            _write_atomically(path, file.read_bytes())
+            filesystem, inner = locate(path)
+            write_atomically(filesystem, inner, file.read_bytes())
     except (OSError, ImportError) as error:
         raise OutputError(f"{path} cannot be written ({error}); choose another path") from error
 
@@ -424,22 +424,3 @@ def _audit_from(content: dict[str, Any]) -> Audit:
 
 def _format_time(time: dt.datetime) -> str:
     return time.astimezone(dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _write_atomically(path: str, content: bytes) -> None:
-    """Write a file under another name first; object stores show only whole objects anyway."""
-    if is_url(path) and not path.startswith("file://"):
-        filesystem, inner = fsspec.url_to_fs(path)
-        filesystem.pipe_file(inner, content)
-        return
-    target = Path(path.removeprefix("file://"))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with partial.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)

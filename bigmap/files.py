@@ -1,0 +1,107 @@
+"""Files and folders wherever they lie: a place is found, a small file is written whole."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from bigmap.errors import OutputError
+
+
+def locate(place: str) -> tuple[Any, str]:
+    """Return the file system of a path or URL, and the place within it.
+
+    Raises
+    ------
+    OutputError
+        If it names no place; fsspec would take ``::`` for a chain of URLs.
+    """
+    if "::" in place:
+        raise OutputError(f"{place}: holds '::', which no path here may; choose another name")
+    try:
+        filesystem, root = fsspec.core.url_to_fs(place)
+    except (ValueError, ImportError) as error:
+        raise OutputError(f"{place}: is no place that can be read or written ({error})") from None
+    return filesystem, str(root)
+
+
+def is_local(filesystem: Any) -> bool:
+    """Tell whether a file system is one of the operating system, with folders and links."""
+    protocol = filesystem.protocol
+    return "file" in ((protocol,) if isinstance(protocol, str) else tuple(protocol))
+
+
+def make_folder(filesystem: Any, path: str) -> None:
+    """Make a folder where there are folders: in object stores this would make buckets."""
+    if is_local(filesystem):
+        filesystem.makedirs(path, exist_ok=True)
+
+
+def list_names(filesystem: Any, folder: str) -> list[str]:
+    """Return the names in a folder as they are now; none where it is missing."""
+    filesystem.invalidate_cache(folder)
+    try:
+        found = filesystem.ls(folder, detail=False)
+    except FileNotFoundError:
+        return []
+    names = (str(path).rstrip("/").rpartition("/")[2] for path in found)
+    return sorted(name for name in names if name)
+
+
+def list_numbered(filesystem: Any, folder: str) -> list[tuple[int, str]]:
+    """Return the files of a folder whose names are numbers, ``000000007.json``, rising."""
+    numbers = [(name.partition(".")[0], f"{folder}/{name}") for name in list_names(
+        filesystem, folder) if name.endswith(".json")]  # fmt: skip
+    return sorted((int(number), path) for number, path in numbers if number.isdecimal())
+
+
+def storage_errors() -> tuple[type[Exception], ...]:
+    """Return what file systems raise; s3fs lets through its client's errors, such as no keys."""
+    try:
+        from botocore.exceptions import (  # type: ignore[import-untyped]  # noqa: PLC0415
+            BotoCoreError,
+        )
+    except ImportError:
+        return OSError, ValueError, ImportError
+    return OSError, ValueError, ImportError, BotoCoreError
+
+
+def write_atomically(filesystem: Any, path: str, data: bytes | memoryview) -> None:
+    """Write a small object so that a reader sees all of it or nothing, also after a power cut.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    try:
+        if is_local(filesystem):
+            _write_and_sync(Path(path), data)
+        else:
+            filesystem.pipe_file(path, bytes(data))
+    except storage_errors() as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path}: cannot be written ({reason})") from None
+
+
+def _write_and_sync(path: Path, data: bytes | memoryview) -> None:
+    """Write under another name first; file and folder are on the disk when it has its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
