@@ -140,12 +140,13 @@ def run(
                     staged=Path(staged) if staged is not None else None,
                     needs_weights=not allow_random_weights,
                 ),
-                partial(run_plan, client=cluster.client, threads=threads_per_worker(recipe)),
+                partial(run_plan, client=cluster.client),
                 resume=resuming,
                 limit=limit,
                 reporter=reporter or SilentReporter(),
                 redo=redo,
                 reuse=reuse,
+                overwrite=overwrite,
             )
     items = RunFolder(recipe.output.path).read_items() if resuming else None
     if staged is not None and not resuming:
@@ -167,10 +168,10 @@ def run(
             cluster.client,
             resume=resuming,
             limit=limit,
-            threads=threads_per_worker(recipe),
             reporter=reporter,
             redo=redo,
             reuse=reuse,
+            overwrite=overwrite,
         )
 
 
@@ -251,6 +252,7 @@ def extract(
             limit=limit,
             threads=threads_per_worker(of_samples),
             reporter=reporter,
+            overwrite=overwrite,
         )
 
 

@@ -18,7 +18,8 @@ from bigmap.errors import LeaseError, ReadError
 from bigmap.grid import ROI, Area, Lattice, area_mask
 from bigmap.inference import CellData, Engine, Timings, Windowing, optimise
 from bigmap.items import ItemRow
-from bigmap.ledger import NO_SCENE, TOO_CLOUDY, UNREAD, BlockRecord, BlockState, holds_lease
+from bigmap.lease import holds_lease
+from bigmap.ledger import NO_SCENE, TOO_CLOUDY, UNREAD, BlockRecord, BlockState
 from bigmap.models import LayerSpec, MapModel, ModelChoice
 from bigmap.quality import DateRule, MaskRule, choose_dates
 from bigmap.store import MapWriter
@@ -52,6 +53,17 @@ class BlockJob:
         model = _build_once(self.model)
         layers = tuple(layer for layer in model.spec.layers if layer.name in self.layers)
         return Engine(model, self.lattice, self.windowing, layers)
+
+    def check_lease(self) -> None:
+        """Refuse to write for a driver that has been taken over.
+
+        Raises
+        ------
+        LeaseError
+            If the run belongs to another driver by now.
+        """
+        if self.lease_owner and not holds_lease(self.run_folder, self.lease_owner):
+            raise LeaseError(f"{self.run_folder}: the run belongs to another driver by now")
 
     def reader(self, rows: Sequence[ItemRow]) -> CubeReader:
         """Return a reader of some items."""
@@ -117,8 +129,7 @@ def run_block(job: BlockJob, block: ROI, rows: Sequence[ItemRow]) -> BlockRecord
         for spec in job.engine.layers:
             layers[spec.name][..., ~inside] = spec.nodata
         mapped = _find_mapped(layers, job.engine.layers)
-        if job.lease_owner and not holds_lease(job.run_folder, job.lease_owner):
-            raise LeaseError(f"{job.run_folder}: the run belongs to another driver by now")
+        job.check_lease()
         place = grid.scale(grid.relative(block, job.extent), job.lattice.upscale)
         shards = MapWriter(job.output).write(layers, place)
     state: BlockState = "degraded" if cells.dropped else "done" if shards else "empty"

@@ -3,30 +3,28 @@
 It lies beside the map, on whatever file system or object store the map lies on. Only the
 driver writes it, as immutable segments of JSON lines that are compacted to Parquet, so that it
 needs neither locks nor appends. A record lost with a killed driver costs one block done again,
-to the same bytes.
+to the same bytes. Segments are named by the term of their driver's lease and a number: one that
+was taken over can neither replace those of its successor nor come after them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import datetime as dt
+import io
 import json
-import os
-import socket
-import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any, ClassVar, Literal
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from bigmap.errors import LeaseError, OutputError
+from bigmap.errors import OutputError
+from bigmap.files import list_names, locate, write_atomically
+from bigmap.lease import Lease
 
 BlockState = Literal["done", "empty", "degraded", "failed"]
 
@@ -38,15 +36,15 @@ clear, a file could not be read, or the block failed for another reason."""
 FLUSH_RECORDS = 200
 FLUSH_S = 2.0
 COMPACT_SEGMENTS = 50
-HEARTBEAT_S = 10.0
-LEASE_FILE = "lease.json"
-LEASE_LOST_S = 90.0
-UNREADABLE_LEASE_S = 2.0
+READ_AGAIN = 10
+"""So often may segments be compacted while they are read."""
 
 
 @dataclass(frozen=True)
 class BlockRecord:
     """What became of one block."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     block: str
     """Name of the block: its row and column on the lattice of blocks."""
@@ -78,12 +76,19 @@ class BlockRecord:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> BlockRecord:
-        """Build a record from parsed JSON."""
-        raw = dict(raw)
-        for name in ("dates", "dropped"):
-            raw[name] = tuple(raw[name])
-        raw["shards"] = tuple((key, int(size)) for key, size in raw["shards"])
-        return cls(**raw)
+        """Build a record from parsed JSON.
+
+        Raises
+        ------
+        pydantic.ValidationError
+            If it is none.
+        """
+        return _adapter().validate_python(raw)
+
+
+@cache
+def _adapter() -> TypeAdapter[BlockRecord]:
+    return TypeAdapter(BlockRecord)
 
 
 def add_km2(records: Iterable[BlockRecord]) -> tuple[float, Counter[str]]:
@@ -96,14 +101,34 @@ def add_km2(records: Iterable[BlockRecord]) -> tuple[float, Counter[str]]:
 
 
 class Ledger:
-    """Append-only store of block records; the newest record of a block counts."""
+    """Append-only store of block records; the newest record of a block counts.
 
-    def __init__(self, folder: str) -> None:
-        self.filesystem, root = fsspec.core.url_to_fs(folder)
+    Parameters
+    ----------
+    folder
+        Of the run.
+    lease
+        Of the driver that writes; without it the ledger is read.
+    first_term
+        What was written under earlier leases is of a run that has been overwritten since.
+    """
+
+    def __init__(self, folder: str, lease: Lease | None = None, *, first_term: int = 0) -> None:
+        self.filesystem, root = locate(folder)
         self.root = f"{root}/ledger"
+        self.lease = lease
+        self.first_term = first_term
         self.unwritten: list[BlockRecord] = []
         self.flushed = time.monotonic()
-        self.serial = max((_serial(path) for path in self._files()), default=0)
+        self.damage: list[str] = []
+        """Sentences about segments that could not be read whole; their blocks are done again."""
+        own = (_place(path) for path in self._files() if _place(path)[0] == self.term)
+        self.serial = max((serial for _, serial in own), default=0)
+
+    @property
+    def term(self) -> int:
+        """Of the lease under which it is written."""
+        return self.lease.term if self.lease else 0
 
     def append(self, record: BlockRecord) -> None:
         """Add a record; it is on disk after the next flush."""
@@ -118,222 +143,155 @@ class Ledger:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has been added as one segment."""
+        """Write what has been added as one segment.
+
+        Raises
+        ------
+        LeaseError
+            If the run belongs to another driver by now.
+        """
         self.flushed = time.monotonic()
         if not self.unwritten:
             return
-        text = "\n".join(record.to_json() for record in self.unwritten) + "\n"
         self.serial += 1
-        write_atomically(self.filesystem, f"{self.root}/{self.serial:09d}.jsonl", text.encode())
+        self._write(
+            f"{self.root}/{self.term:09d}-{self.serial:09d}.jsonl",
+            _join(record.to_json() for record in self.unwritten),
+        )
         self.unwritten = []
         if self.serial % COMPACT_SEGMENTS == 0:
             self.compact()
 
     def compact(self) -> None:
-        """Turn the segments so far into one Parquet file.
+        """Turn the segments so far of this driver into one Parquet file.
 
         A crash between the two steps leaves records twice, which changes nothing.
         """
-        segments = [path for path in self._files() if path.endswith(".jsonl")]
+        segments = [
+            path
+            for path in self._files()
+            if path.endswith(".jsonl") and _place(path)[0] == self.term
+        ]
         if not segments:
             return
-        lines = [line for path in segments for line in self._lines(path)]
-        rows = [json.loads(line) for line in lines]
+        records = [record for path in segments for record in self._read(path)]
         table = pa.table(
             {
-                "block": [row["block"] for row in rows],
-                "state": [row["state"] for row in rows],
-                "mapped_km2": [row["mapped_km2"] for row in rows],
-                "finished": [row["finished"] for row in rows],
-                "record": lines,
+                "block": [record.block for record in records],
+                "state": [record.state for record in records],
+                "mapped_km2": [record.mapped_km2 for record in records],
+                "finished": [record.finished for record in records],
+                "record": [record.to_json() for record in records],
             }
         )
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        name = f"{self.root}/{_serial(segments[-1]):09d}.parquet"
-        write_atomically(self.filesystem, name, sink.getvalue().to_pybytes())
+        self._write(f"{segments[-1].removesuffix('.jsonl')}.parquet", sink.getvalue().to_pybytes())
         for path in segments:
             self.filesystem.rm_file(path)
 
     def records(self) -> Iterator[BlockRecord]:
-        """Yield all records on disk, oldest first."""
-        for path in self._files():
-            lines = self._parquet_lines(path) if path.endswith(".parquet") else self._lines(path)
-            for line in lines:
-                yield BlockRecord.from_dict(json.loads(line))
+        """Yield all records on disk, oldest first.
+
+        Raises
+        ------
+        OutputError
+            If a newer version of bigmap wrote them, or they cannot be read.
+        """
+        for _ in range(READ_AGAIN):
+            self.damage = []
+            try:
+                found = [self._read(path) for path in self._files()]
+            except FileNotFoundError:
+                continue  # compacted at this moment
+            return (record for segment in found for record in segment)
+        raise OutputError(f"{self.root}: changes while it is read; try again")
 
     def latest(self) -> dict[str, BlockRecord]:
         """Return the newest record of each block."""
         return {record.block: record for record in self.records()}
 
+    def mend(self) -> list[str]:
+        """Keep what can be read of damaged segments; returns what was found, for people."""
+        found = []
+        for path in self._files():
+            self.damage = []
+            records = self._read(path)
+            if self.damage:
+                found += self.damage
+                whole = f"{path.rpartition('.')[0]}.jsonl"
+                if records:
+                    self._write(whole, _join(record.to_json() for record in records))
+                if not records or whole != path:
+                    self.filesystem.rm_file(path)
+        return found
+
     def _files(self) -> list[str]:
         """Return all files in the order in which they were written."""
-        if not self.filesystem.exists(self.root):
-            return []
-        self.filesystem.invalidate_cache(self.root)
-        names = [str(path) for path in self.filesystem.ls(self.root, detail=False)]
-        return sorted((n for n in names if n.endswith((".jsonl", ".parquet"))), key=_serial)
+        names = list_names(self.filesystem, self.root)
+        places = {
+            name: place
+            for name in names
+            if name.endswith((".jsonl", ".parquet"))
+            and (place := _place(name)) >= (self.first_term, 0)
+        }
+        return [f"{self.root}/{name}" for name in sorted(places, key=lambda name: places[name])]
 
-    def _lines(self, path: str) -> list[str]:
-        text: str = self.filesystem.cat_file(path).decode()
-        return text.splitlines()
+    def _write(self, path: str, data: bytes) -> None:
+        if self.lease is not None:
+            self.lease.check()
+        write_atomically(self.filesystem, path, data)
 
-    def _parquet_lines(self, path: str) -> list[str]:
-        with self.filesystem.open(path, "rb") as file:
-            lines: list[str] = pq.read_table(file, columns=["record"])["record"].to_pylist()
-            return lines
-
-
-def _serial(path: str) -> int:
-    return int(path.rsplit("/", 1)[-1].split(".", maxsplit=1)[0])
-
-
-def write_atomically(filesystem: Any, path: str, data: bytes) -> None:
-    """Write a small object so that a reader sees all of it or nothing.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
-    try:
-        if "file" in _protocols(filesystem):
-            filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            temporary = f"{path}.{uuid.uuid4().hex}.partial"
-            try:
-                filesystem.pipe_file(temporary, data)
-                Path(temporary).replace(path)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
-        else:
-            filesystem.pipe_file(path, data)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
-
-
-def _protocols(filesystem: Any) -> tuple[str, ...]:
-    protocol = filesystem.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
-
-
-@dataclass(frozen=True)
-class LeaseState:
-    """Who drives a run, and when it last said so."""
-
-    owner: str
-    host: str
-    pid: int
-    renewed: float
-    """Seconds since the epoch."""
-
-    @property
-    def is_alive(self) -> bool:
-        """Tell whether the owner may still be at work."""
-        if self.host == socket.gethostname() and not _is_running(self.pid):
-            return False
-        return time.time() - self.renewed < LEASE_LOST_S
-
-
-class Lease:
-    """Keeps a second driver out, and workers of a dead driver from writing.
-
-    The lease is a file that names its owner. It is renewed from a thread; a driver that finds
-    somebody else's name in it stops.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self.filesystem, root = fsspec.core.url_to_fs(folder)
-        self.path = f"{root}/{LEASE_FILE}"
-        self.state = LeaseState(uuid.uuid4().hex, socket.gethostname(), os.getpid(), time.time())
-        self.stopping = threading.Event()
-        self.thread: threading.Thread | None = None
-        self.is_lost = False
-
-    def acquire(self) -> None:
-        """Take the lease.
-
-        Raises
-        ------
-        LeaseError
-            If another driver holds it.
-        """
-        holder = read_lease(self.filesystem, self.path)
-        if holder is None and self.filesystem.exists(self.path):
-            # Half written: by a driver that starts at this moment, or by one that died then.
-            time.sleep(UNREADABLE_LEASE_S)
-            holder = read_lease(self.filesystem, self.path)
-            if holder is None:
-                self.filesystem.rm_file(self.path)
-        if holder is not None and holder.is_alive:
-            since = dt.datetime.fromtimestamp(holder.renewed, dt.UTC).strftime("%H:%M:%S UTC")
-            raise LeaseError(
-                f"{self.path}: another run (process {holder.pid} on {holder.host}, seen {since}) "
-                "writes here; wait for it, stop it, or choose another place in the recipe"
-            )
-        if holder is not None:
-            self.filesystem.rm_file(self.path)
-        self.filesystem.makedirs(self.path.rsplit("/", 1)[0], exist_ok=True)
+    def _read(self, path: str) -> list[BlockRecord]:
+        """Return the records of a segment; what is damaged is told by :attr:`damage`."""
         try:
-            self.filesystem.pipe_file(self.path, self._bytes(), mode="create")
-        except FileExistsError:
-            raise LeaseError(
-                f"{self.path}: another run took this place at this moment; choose another"
-            ) from None
+            content = self.filesystem.cat_file(path)
+        except FileNotFoundError:
+            raise
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written ({error})") from None
-        self.thread = threading.Thread(target=self._renew, daemon=True, name="bigmap-lease")
-        self.thread.start()
+            raise OutputError(f"{path}: cannot be read ({error})") from None
+        lines: list[Any] = []
+        if path.endswith(".jsonl"):
+            lines = content.splitlines()
+        else:
+            try:
+                lines = pq.read_table(io.BytesIO(content), columns=["record"])["record"].to_pylist()
+            except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+                self._note_damage(path, str(error))
+        records = []
+        for number, line in enumerate(lines, 1):
+            try:
+                records.append(_adapter().validate_json(line))
+            except ValidationError as error:
+                self._refuse_newer(path, error)
+                self._note_damage(path, f"line {number}")
+        if not records and not lines:
+            self._note_damage(path, "it is empty")
+        return records
 
-    def release(self) -> None:
-        """Give the lease back."""
-        self.stopping.set()
-        if self.thread is not None:
-            self.thread.join()
-            self.thread = None
-        holder = read_lease(self.filesystem, self.path)
-        if holder is not None and holder.owner == self.state.owner:
-            self.filesystem.rm_file(self.path)
+    def _note_damage(self, path: str, what: str) -> None:
+        reason = " ".join(what.split())
+        sentence = f"{path}: is damaged ({reason}); blocks recorded only there are done again"
+        if not any(each.startswith(f"{path}:") for each in self.damage):
+            self.damage.append(sentence)
 
-    def _bytes(self) -> bytes:
-        return json.dumps(asdict(self.state)).encode()
-
-    def _renew(self) -> None:
-        while not self.stopping.wait(HEARTBEAT_S):
-            holder = read_lease(self.filesystem, self.path)
-            if holder is None or holder.owner != self.state.owner:
-                self.is_lost = True
-                return
-            self.state = replace(self.state, renewed=time.time())
-            # A full disk must not end the renewal: there may be room again next time.
-            with contextlib.suppress(OutputError):
-                write_atomically(self.filesystem, self.path, self._bytes())
-
-
-def read_lease(filesystem: Any, path: str) -> LeaseState | None:
-    """Return who holds a lease, None where nobody does."""
-    try:
-        return LeaseState(**json.loads(filesystem.cat_file(path)))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
-        return None
+    def _refuse_newer(self, path: str, error: ValidationError) -> None:
+        for each in error.errors(include_url=False, include_input=False):
+            if each["type"] == "unexpected_keyword_argument":
+                raise OutputError(
+                    f"{path}: was written by a newer version of bigmap, as its {each['loc'][-1]!r} "
+                    "says; go on with that version"
+                )
 
 
-def holds_lease(folder: str, owner: str) -> bool:
-    """Tell whether an owner still holds the lease of a run; asked by workers before they write."""
-    filesystem, root = fsspec.core.url_to_fs(folder)
-    holder = read_lease(filesystem, f"{root}/{LEASE_FILE}")
-    return holder is not None and holder.owner == owner
+def _place(path: str) -> tuple[int, int]:
+    """Return the term and the number of a segment; old versions gave no term, and -1 is none."""
+    stem = path.rpartition("/")[2].partition(".")[0]
+    term, dash, serial = stem.partition("-")
+    if not dash:
+        term, serial = "0", stem
+    return (int(term), int(serial)) if term.isdecimal() and serial.isdecimal() else (-1, -1)
 
 
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    # A killed process that its parent has not waited for still has a number.
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        return stat.rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return True
+def _join(lines: Iterator[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()

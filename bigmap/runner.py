@@ -23,7 +23,8 @@ from distributed import CancelledError, Client, Future, WorkerPlugin, get_worker
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
-from bigmap.blocks import run_block
+from bigmap.blocks import BlockJob, run_block
+from bigmap.clusters import threads_per_worker
 from bigmap.clusters.mapping import map_on
 from bigmap.errors import (
     BigmapError,
@@ -41,17 +42,17 @@ from bigmap.errors import (
 from bigmap.grid import ROI
 from bigmap.inference import limit_threads
 from bigmap.items import ItemRow, ItemTable
-from bigmap.ledger import FAILED, UNREAD, BlockRecord, Lease, Ledger, add_km2
+from bigmap.lease import Lease
+from bigmap.ledger import FAILED, UNREAD, BlockRecord, Ledger, add_km2
 from bigmap.planning import Plan
 from bigmap.redaction import redact
 from bigmap.reuse import copy_unchanged
-from bigmap.runs import RunFolder
+from bigmap.runs import RunFolder, check_output
 from bigmap.store import (
     MapTemplate,
     ShardKey,
     check_shards,
-    create_map,
-    has_map,
+    complete_map,
     overview_places,
     write_overview,
 )
@@ -193,11 +194,11 @@ def run_plan(
     *,
     resume: bool = False,
     limit: int | None = None,
-    threads: int = 1,
     reporter: Reporter | None = None,
     task: BlockTask = run_block,
     redo: Collection[str] | None = None,
     reuse: str | None = None,
+    overwrite: bool = False,
 ) -> RunSummary:
     """Run a plan to its end.
 
@@ -211,8 +212,6 @@ def run_plan(
         Go on with the run that is there; otherwise the output is started anew.
     limit
         Send so many blocks only.
-    threads
-        How many threads a worker may compute with.
     reporter
         Shows progress.
     task
@@ -222,25 +221,30 @@ def run_plan(
         ``degraded`` stand for all in that state.
     reuse
         An earlier map, from which blocks that would be alike are copied.
+    overwrite
+        Without ``resume``: remove what lies at the output, also if another run has put it there
+        since it was looked at.
 
     Raises
     ------
+    OutputError
+        If the output is taken, or cannot be resumed.
     LeaseError
-        If another driver writes this output.
+        If another driver writes this output, or has taken it over.
     LostClusterError
         If the cluster is lost; the run can be resumed.
     """
     reporter = reporter or SilentReporter()
     folder = RunFolder(plan.recipe.output.path)
     lease = Lease(folder.path)
-    lease.acquire()
+    lease.acquire(reporter.note)
     try:
-        _open_run(folder, plan, resume=resume)
-        ledger = folder.ledger
+        _open_run(folder, plan, lease, reporter, resume=resume, overwrite=overwrite)
+        ledger = folder.open_ledger(lease)
         recorded = ledger.latest() if resume else {}
         todo = _choose_blocks(plan, recorded, redo)
         if reuse is not None:
-            folder.mark_overviews(complete=False)
+            folder.mark_overviews(lease, complete=False)
             copied = _reuse_blocks(plan, todo, reuse, ledger, reporter)
             recorded |= copied
             todo = [block for block in todo if plan.name(block) not in copied]
@@ -253,11 +257,12 @@ def run_plan(
         try:
             with stop_on_signals():
                 if todo:
-                    folder.mark_overviews(complete=False)
-                driver.drive(todo, plan.job(folder.path, lease.state.owner), task, threads)
+                    folder.mark_overviews(lease, complete=False)
+                job = plan.job(folder.path, lease.state.owner)
+                driver.drive(todo, job, task, threads_per_worker(plan.recipe))
                 if not folder.has_overviews():
-                    _write_overviews(client, plan, reporter)
-                    folder.mark_overviews(complete=True)
+                    _write_overviews(client, plan, lease, reporter)
+                    folder.mark_overviews(lease, complete=True)
         except StoppedError:
             summary.stopped = True
         finally:
@@ -270,16 +275,33 @@ def run_plan(
         lease.release()
 
 
-def _open_run(folder: RunFolder, plan: Plan, *, resume: bool) -> None:
-    """Start the output anew, or check that it is that of the plan."""
-    if not resume:
-        # The map last: what is killed in between can be resumed.
-        folder.clear()
-        folder.create(plan)
-    else:
+def _open_run(
+    folder: RunFolder,
+    plan: Plan,
+    lease: Lease,
+    reporter: Reporter,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Start the output anew, or check that it is that of the plan.
+
+    Another run may have had the lease since the output was looked at, so it is looked at again.
+    """
+    if check_output(plan.recipe, resume=resume, overwrite=overwrite and not resume):
         folder.check_plan(plan)
-    if not has_map(folder.output):
-        create_map(folder.output, plan.template())
+        for each in folder.mend(plan, lease):
+            reporter.note(each)
+    elif resume:
+        raise OutputError(f"output.path: {folder.output}: its run was removed; start it again")
+    else:
+        # The map last: what is killed in between can be resumed.
+        folder.clear(lease)
+        folder.create(plan, lease)
+    lease.check()
+    for key in complete_map(folder.output, plan.template()):
+        if resume:
+            reporter.note(f"{folder.output}/{key}: was missing or damaged, and is made anew")
 
 
 def _is_open(record: BlockRecord | None, lost: set[str]) -> bool:
@@ -376,8 +398,9 @@ class BlockDriver:
                 self.ledger.flush_late()
                 self._refill(source)
                 if self.lease.is_lost:
-                    raise LeaseError(f"{self.lease.path}: another run took this output over")
+                    self.lease.check()
         except (CommClosedError, TimeoutError, OSError) as error:
+            self.lease.check()
             raise LostClusterError(
                 f"the cluster was lost ({str(error) or type(error).__name__}); go on with --resume"
             ) from error
@@ -589,24 +612,32 @@ def _say(error: BaseException | None) -> str:
     return redact(f"{type(error).__name__}: {error}")
 
 
-def _write_overviews(client: Client, plan: Plan, reporter: Reporter) -> None:
+def _write_overviews(client: Client, plan: Plan, lease: Lease, reporter: Reporter) -> None:
     """Halve the map level by level; each task owns whole shards of its level."""
     template = plan.template()
     for level in range(1, template.overviews + 1):
         places = list(overview_places(template, level))
         reporter.note(f"overview {level} of {template.overviews}: {len(places)} shards")
-        task = partial(_write_place, path=plan.recipe.output.path, template=template, level=level)
+        task = partial(
+            _write_place,
+            job=plan.job(RunFolder(plan.recipe.output.path).path, lease.state.owner),
+            template=template,
+            level=level,
+        )
         try:
             for _ in map_on(client, task, places, advice="go on with --resume"):
-                pass
+                if lease.is_lost:
+                    lease.check()
         except LostClusterError:
+            lease.check()
             raise
         except RunError as error:
             raise OutputError(f"{plan.recipe.output.path}: overview {level}: {error}") from error
 
 
-def _write_place(place: ROI, *, path: str, template: MapTemplate, level: int) -> None:
-    write_overview(path, template, level=level, place=place)
+def _write_place(place: ROI, *, job: BlockJob, template: MapTemplate, level: int) -> None:
+    job.check_lease()
+    write_overview(job.output, template, level=level, place=place)
 
 
 def _audit(summary: RunSummary, folder: RunFolder, ledger: Ledger) -> None:

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
-import fsspec
 import shapely
 
-from bigmap.catalog import Catalogue, load_items, save_items
+from bigmap.catalog import Catalogue, is_saved_catalogue, load_items, save_items
 from bigmap.config import ZONE_GROUP, Recipe, parse_recipe, parse_yaml
-from bigmap.errors import OutputError
+from bigmap.errors import CatalogError, OutputError, RecipeError
+from bigmap.files import is_local, list_names, list_numbered, locate, storage_errors
 from bigmap.grid import ROI, Area
-from bigmap.ledger import LEASE_FILE, LeaseState, Ledger, add_km2, read_lease, write_atomically
+from bigmap.lease import LEASE_FILE, LEASE_FOLDER, Lease, LeaseState, read_lease
+from bigmap.ledger import BlockRecord, Ledger, add_km2
 from bigmap.planning import Plan
+from bigmap.store import METADATA, ShardKey, check_shards, has_map, remove_store
 
-AUDIT_FILE = "audit.txt"
+T = TypeVar("T")
+
+AUDIT = "audit.txt"
 """What the search found, kept and left out, item by item, for people."""
+MARK = "bigmap.json"
+"""File of a run folder that says so: another folder may have the name by chance."""
+OVERVIEWS = "overviews"
+OWN_NAMES = (
+    "recipe.yaml", "plan.json", "area.json", "items.parquet", AUDIT, f"{OVERVIEWS}.json", OVERVIEWS,
+    "ledger", "parts", MARK,
+)  # fmt: skip
+RESTORE = "put it back from a copy, or start again with --overwrite"
+
 FREE_FIELDS = (
     "cluster",
     "title",
@@ -55,7 +71,18 @@ class RunFolder:
     @property
     def ledger(self) -> Ledger:
         """The ledger on disk."""
-        return Ledger(self.path)
+        return self.open_ledger()
+
+    def open_ledger(self, lease: Lease | None = None) -> Ledger:
+        """Open the ledger, for writing under a lease.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be told which of its segments are of this run.
+        """
+        first = self._read_fingerprint().get("term", 0)
+        return Ledger(self.path, lease, first_term=first if isinstance(first, int) else 0)
 
     def exists(self) -> bool:
         """Tell whether a run has been started here.
@@ -67,27 +94,60 @@ class RunFolder:
         """
         return _exists(f"{self.path}/recipe.yaml")
 
-    def create(self, plan: Plan) -> None:
+    def check_own(self) -> None:
+        """Refuse a run folder that is not of a map or of samples.
+
+        Raises
+        ------
+        OutputError
+            If it holds something else.
+        """
+        check_run_folder(self.path, "map", signs=("recipe.yaml", "plan.json"))
+
+    def create(self, plan: Plan, lease: Lease) -> None:
         """Write what a resumed run needs; the recipe last, as it says that all is there."""
-        filesystem, root = fsspec.core.url_to_fs(self.path)
-        filesystem.makedirs(root, exist_ok=True)
+        _, root = locate(self.path)
+        mark_run_folder(self.path, "map", lease)
+        lease.check()
         save_items(plan.catalogue, f"{self.path}/items.parquet")
         audit = "\n".join(plan.catalogue.audit.lines(examples=None)) + "\n"
-        write_atomically(filesystem, f"{root}/{AUDIT_FILE}", audit.encode())
+        lease.write(f"{root}/{AUDIT}", audit.encode())
+        self._write_area(plan, lease)
+        self._write_fingerprint(plan, lease, first_term=lease.term)
+        lease.write(f"{root}/recipe.yaml", plan.recipe.to_yaml().encode())
+
+    def mend(self, plan: Plan, lease: Lease) -> list[str]:
+        """Make anew what is damaged and follows from the plan; returns what, for people."""
+        _, root = locate(self.path)
+        mended = []
+        try:
+            self._read_fingerprint()
+        except OutputError:
+            self._write_fingerprint(plan, lease, first_term=0)
+            mended.append(f"{root}/plan.json: was missing or damaged, and is made anew")
+        try:
+            self._read_area()
+        except OutputError:
+            self._write_area(plan, lease)
+            mended.append(f"{root}/area.json: was missing or damaged, and is made anew")
+        return mended + self.open_ledger(lease).mend()
+
+    def _write_area(self, plan: Plan, lease: Lease) -> None:
         # The area itself, since its file may have been changed when blocks are to be reused.
         parts = [shapely.to_wkb(part).hex() for part in plan.area.parts]
-        write_atomically(filesystem, f"{root}/area.json", json.dumps(parts).encode())
-        fingerprint = json.dumps(plan.fingerprint())
-        write_atomically(filesystem, f"{root}/plan.json", fingerprint.encode())
-        write_atomically(filesystem, f"{root}/recipe.yaml", plan.recipe.to_yaml().encode())
+        lease.write(f"{locate(self.path)[1]}/area.json", json.dumps(parts).encode())
 
-    def create_zones(self, recipe: Recipe, blocks: Mapping[str, int]) -> None:
+    def _write_fingerprint(self, plan: Plan, lease: Lease, *, first_term: int) -> None:
+        content = plan.fingerprint() | {"term": first_term}
+        lease.write(f"{locate(self.path)[1]}/plan.json", json.dumps(content).encode())
+
+    def create_zones(self, recipe: Recipe, blocks: Mapping[str, int], lease: Lease) -> None:
         """Write the recipe of a map of several UTM zones and the blocks of each group."""
-        filesystem, root = fsspec.core.url_to_fs(self.path)
-        filesystem.makedirs(root, exist_ok=True)
+        _, root = locate(self.path)
+        mark_run_folder(self.path, "map", lease)
         content = {"blocks": sum(blocks.values()), "zones": dict(blocks)}
-        write_atomically(filesystem, f"{root}/plan.json", json.dumps(content).encode())
-        write_atomically(filesystem, f"{root}/recipe.yaml", recipe.to_yaml().encode())
+        lease.write(f"{root}/plan.json", json.dumps(content).encode())
+        lease.write(f"{root}/recipe.yaml", recipe.to_yaml().encode())
 
     def zones(self) -> dict[str, int]:
         """Return the groups of a map of several UTM zones, with their blocks; else nothing."""
@@ -102,15 +162,13 @@ class RunFolder:
             If they are not there.
         """
         stored = self._read_fingerprint()
-        filesystem, root = fsspec.core.url_to_fs(self.path)
         try:
-            parts = json.loads(filesystem.cat_file(f"{root}/area.json"))
-            rows, cols = (slice(*part) for part in stored["extent"])
-        except (FileNotFoundError, json.JSONDecodeError, KeyError):
+            rows, cols = (slice(int(start), int(stop)) for start, stop in stored["extent"])
+        except (ValueError, TypeError, KeyError):
             raise OutputError(
                 f"{self.path}: does not hold the area of its run, so its blocks cannot be reused"
             ) from None
-        return (rows, cols), Area(tuple(shapely.from_wkb(part) for part in parts)), stored
+        return (rows, cols), self._read_area(), stored
 
     def check_plan(self, plan: Plan) -> None:
         """Refuse to go on with a run whose area or weights have changed under the same name.
@@ -120,7 +178,11 @@ class RunFolder:
         OutputError
             If they have; names the field.
         """
-        stored, given = self._read_fingerprint(), plan.fingerprint()
+        given = plan.fingerprint()
+        try:
+            stored = self._read_fingerprint()
+        except OutputError:
+            stored = self._tell_fingerprint(plan)
         for key, field in (
             ("weights", "model.weights"),
             ("area", "area.file"),
@@ -133,30 +195,60 @@ class RunFolder:
                     "back, or choose another output.path"
                 )
 
+    def _tell_fingerprint(self, plan: Plan) -> dict[str, Any]:
+        """Tell from the map and from ``area.json`` what a damaged ``plan.json`` would say.
+
+        Raises
+        ------
+        OutputError
+            If they are damaged too.
+        """
+        given, template = plan.fingerprint(), plan.template()
+        area = b"".join(shapely.to_wkb(part) for part in self._read_area().parts)
+        _, root = locate(self.output)
+        attributes = read_file(f"{root}/zarr.json", self.output, _parse_attributes)
+        place = attributes.get("spatial:transform"), attributes.get("spatial:shape")
+        is_alike = place == (list(template.transform()), list(template.shape()))
+        return {
+            "area": hashlib.sha256(area).hexdigest(),
+            "weights": attributes.get("bigmap:model", {}).get("weights"),
+            **{key: given[key] if is_alike else None for key in ("extent", "blocks")},
+        }
+
     def _read_fingerprint(self) -> dict[str, Any]:
-        filesystem, root = fsspec.core.url_to_fs(self.path)
-        try:
-            stored: dict[str, Any] = json.loads(filesystem.cat_file(f"{root}/plan.json"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            raise OutputError(
-                f"{root}/plan.json: is missing or damaged; start again with --overwrite"
-            ) from None
-        return stored
+        return self._read("plan.json", _parse_fingerprint)
+
+    def _read_area(self) -> Area:
+        return self._read(
+            "area.json",
+            lambda content: Area(tuple(shapely.from_wkb(part) for part in json.loads(content))),
+        )
+
+    def _read(self, name: str, parse: Callable[[bytes], T]) -> T:
+        return read_file(f"{locate(self.path)[1]}/{name}", self.path, parse)
 
     def has_overviews(self) -> bool:
         """Tell whether the overviews show the map as it is."""
-        filesystem, root = fsspec.core.url_to_fs(self.path)
-        filesystem.invalidate_cache(root)
-        return bool(filesystem.exists(f"{root}/overviews.json"))
+        filesystem, root = locate(self.path)
+        marks = list_numbered(filesystem, f"{root}/{OVERVIEWS}")
+        first = self._read_fingerprint().get("term", 0)
+        if not marks:
+            return first == 0 and bool(filesystem.exists(f"{root}/{OVERVIEWS}.json"))
+        term, path = marks[-1]
+        try:
+            mark = json.loads(filesystem.cat_file(path))
+        except (OSError, ValueError):
+            return False
+        return bool(term >= first and mark == {"complete": True})
 
-    def mark_overviews(self, *, complete: bool) -> None:
-        """Note that the overviews are complete, or that a block may change what they show."""
-        filesystem, root = fsspec.core.url_to_fs(self.path)
-        path = f"{root}/overviews.json"
-        if complete:
-            write_atomically(filesystem, path, b'{"complete": true}')
-        elif filesystem.exists(path):
-            filesystem.rm_file(path)
+    def mark_overviews(self, lease: Lease, *, complete: bool) -> None:
+        """Note that the overviews are complete, or that a block may change what they show.
+
+        Each lease has a mark of its own, and the newest counts: a driver that was taken over
+        cannot call those complete that its successor makes.
+        """
+        path = f"{locate(self.path)[1]}/{OVERVIEWS}/{lease.term:09d}.json"
+        lease.write(path, json.dumps({"complete": complete}).encode())
 
     def check_removable(self) -> None:
         """Refuse to remove what is no map of bigmap.
@@ -166,64 +258,162 @@ class RunFolder:
         OutputError
             If something else lies at the output.
         """
-        filesystem, root = fsspec.core.url_to_fs(self.output)
+        filesystem, root = locate(self.output)
         if not filesystem.exists(root) or (filesystem.isdir(root) and not filesystem.ls(root)):
             return
         try:
-            attributes = json.loads(filesystem.cat_file(f"{root}/zarr.json"))["attributes"]
+            attributes = _parse_attributes(filesystem.cat_file(f"{root}/zarr.json"))
             is_map = any(name.startswith("bigmap:") for name in attributes)
         except (OSError, ValueError, KeyError, TypeError):
-            is_map = False
+            # Its metadata may be lost, or not written yet, but not its run folder.
+            is_map = self.exists()
         if not is_map:
             raise OutputError(
                 f"output.path: {self.output} exists and is not a map of bigmap, so it is not "
                 "overwritten; remove it yourself, or choose another place"
             )
 
-    def clear(self) -> None:
-        """Remove the map and all that belongs to it.
+    def clear(self, lease: Lease) -> None:
+        """Remove the map and all that belongs to it but its lease.
 
         Raises
         ------
         OutputError
-            If what lies there is not a map.
+            If what lies there is not a map, or the run folder not that of one.
         """
         self.check_removable()
-        filesystem, root = fsspec.core.url_to_fs(self.output)
-        if filesystem.exists(root):
-            filesystem.rm(root, recursive=True)
-        filesystem, root = fsspec.core.url_to_fs(self.path)
-        names = ["recipe.yaml", "plan.json", "area.json", "items.parquet", AUDIT_FILE]
-        names += ["overviews.json"]
-        for name in [*names, "ledger", "parts", *self._zone_folders()]:
+        self.check_own()
+        lease.check()
+        remove_store(self.output)
+        filesystem, root = locate(self.path)
+        for name in [*OWN_NAMES, *self._zone_folders()]:
             if filesystem.exists(f"{root}/{name}"):
                 filesystem.rm(f"{root}/{name}", recursive=True)
 
     def _zone_folders(self) -> list[str]:
-        filesystem, root = fsspec.core.url_to_fs(self.path)
-        if not filesystem.exists(root):
-            return []
-        places = [str(place).rstrip("/") for place in filesystem.ls(root, detail=False)]
-        return [place.rpartition("/")[2] for place in places if ZONE_GROUP.search(place)]
+        filesystem, root = locate(self.path)
+        return [name for name in list_names(filesystem, root) if ZONE_GROUP.search(f"/{name}")]
 
     def read_recipe(self) -> tuple[Recipe, int]:
         """Return the recipe of the run and its number of blocks."""
-        if not self.exists():
+        filesystem, root = locate(self.path)
+        if not self.exists() and not filesystem.exists(f"{root}/{MARK}"):
             raise OutputError(f"{self.output}: there is no run here")
-        filesystem, root = fsspec.core.url_to_fs(self.path)
         file = f"{root}/recipe.yaml"
-        content = filesystem.cat_file(file)
-        blocks = int(self._read_fingerprint()["blocks"])
-        return parse_recipe(parse_yaml(content, origin=file), origin=file), blocks
+        recipe = self._read("recipe.yaml", partial(_parse_recipe, file=file))
+        return recipe, int(self._read_fingerprint()["blocks"])
 
     def read_items(self) -> Catalogue:
-        """Return the items of the run, as they were found when it started."""
-        return load_items(f"{self.path}/items.parquet")
+        """Return the items of the run, as they were found when it started.
+
+        Raises
+        ------
+        OutputError
+            If they cannot be read.
+        """
+        try:
+            return load_items(f"{self.path}/items.parquet")
+        except CatalogError as error:
+            raise OutputError(f"{error}; {RESTORE}") from None
+
+    def check_items(self) -> None:
+        """Refuse a run whose items cannot be read, as far as the file's end tells.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be resumed without them.
+        """
+        if not is_saved_catalogue(f"{self.path}/items.parquet"):
+            raise OutputError(f"{self.path}/items.parquet: is missing or damaged; {RESTORE}")
 
     def read_lease(self) -> LeaseState | None:
         """Return who drives the run at this moment."""
-        filesystem, root = fsspec.core.url_to_fs(self.path)
-        return read_lease(filesystem, f"{root}/{LEASE_FILE}")
+        return read_lease(self.path)
+
+
+def read_file(path: str, folder: str, parse: Callable[[bytes], T]) -> T:
+    """Read a file on which a run depends.
+
+    Parameters
+    ----------
+    path
+        Within the file system of ``folder``.
+    folder
+        Path or URL of the run folder or the map.
+    parse
+        Turns the content into what it stands for.
+
+    Raises
+    ------
+    OutputError
+        If it is missing or damaged, in one sentence that says what to do.
+    """
+    filesystem, _ = locate(folder)
+    try:
+        return parse(bytes(filesystem.cat_file(path)))
+    except FileNotFoundError:
+        raise OutputError(f"{path}: is missing; {RESTORE}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, RecipeError,
+            shapely.GEOSException) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:200]
+        raise OutputError(f"{path}: is damaged ({reason}); {RESTORE}") from None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read ({error})") from None
+
+
+def _parse_recipe(content: bytes, *, file: str) -> Recipe:
+    return parse_recipe(parse_yaml(content, origin=file), origin=file)
+
+
+def _parse_fingerprint(content: bytes) -> dict[str, Any]:
+    stored = json.loads(content)
+    if not isinstance(stored["blocks"], int) or not isinstance(stored.get("zones", {}), dict):
+        raise TypeError("it does not tell the blocks")
+    found: dict[str, Any] = stored
+    return found
+
+
+def _parse_attributes(content: bytes) -> dict[str, Any]:
+    return dict(json.loads(content)["attributes"])
+
+
+def check_run_folder(path: str, kind: str, *, signs: Collection[str]) -> None:
+    """Refuse a folder beside an output that bigmap did not make for one of its kind.
+
+    Parameters
+    ----------
+    path
+        Of the folder, which ends in ``.run``.
+    kind
+        What its run makes: ``map`` or ``training``.
+    signs
+        Files by which a folder of a version that did not mark them is known.
+
+    Raises
+    ------
+    OutputError
+        If something else lies there.
+    """
+    filesystem, root = locate(path)
+    names = set(list_names(filesystem, root))
+    if names <= {LEASE_FOLDER, LEASE_FILE}:
+        return
+    if MARK in names:
+        found = read_file(f"{root}/{MARK}", path, json.loads)
+        is_own = isinstance(found, dict) and found.get("kind") == kind
+    else:
+        is_own = set(signs) <= names
+    if not is_own:
+        raise OutputError(
+            f"{path}: exists and is not the run folder of a {kind}, so nothing is written there; "
+            "move it away, or choose another place"
+        )
+
+
+def mark_run_folder(path: str, kind: str, lease: Lease) -> None:
+    """Say in a run folder that it is one, and of what."""
+    lease.write(f"{locate(path)[1]}/{MARK}", json.dumps({"kind": kind}).encode())
 
 
 def check_output(recipe: Recipe, *, resume: bool, overwrite: bool) -> bool:
@@ -244,12 +434,14 @@ def check_output(recipe: Recipe, *, resume: bool, overwrite: bool) -> bool:
     if resume and overwrite:
         raise OutputError("--resume and --overwrite contradict each other; give one")
     folder = RunFolder(output)
+    check_location(output, field="output.path")
     taken = folder.exists() or _exists(output)
     if taken and not (resume or overwrite):
         raise OutputError(
             f"output.path: {output} exists; add --resume to go on with it or --overwrite to start "
             "again"
         )
+    folder.check_own()
     if overwrite:
         folder.check_removable()
     if "://" not in output:
@@ -258,8 +450,8 @@ def check_output(recipe: Recipe, *, resume: bool, overwrite: bool) -> bool:
         return False
     if not folder.exists():
         raise OutputError(
-            f"output.path: {recipe.output.path} exists without its run folder {folder.path}, so "
-            "it cannot be resumed; add --overwrite to start again"
+            f"output.path: {recipe.output.path} exists without {folder.path}/recipe.yaml, so it "
+            f"cannot be resumed; {RESTORE}"
         )
     stored, _ = folder.read_recipe()
     changed = differing_fields(stored.model_dump(mode="json"), recipe.model_dump(mode="json"))
@@ -289,22 +481,46 @@ def differing_fields(
 
 
 def _exists(place: str) -> bool:
+    filesystem, root = locate(place)
     try:
-        filesystem, root = fsspec.core.url_to_fs(place)
         return bool(filesystem.exists(root))
-    except _storage_errors() as error:
+    except storage_errors() as error:
         raise OutputError(f"{place} cannot be reached ({error})") from None
 
 
-def _storage_errors() -> tuple[type[Exception], ...]:
-    """Return what file systems raise; s3fs lets through its client's errors, such as no keys."""
-    try:
-        from botocore.exceptions import (  # type: ignore[import-untyped]  # noqa: PLC0415
-            BotoCoreError,
-        )
-    except ImportError:
-        return OSError, ValueError, ImportError
-    return OSError, ValueError, ImportError, BotoCoreError
+def check_location(output: str, *, field: str) -> None:
+    """Refuse a place where no map can be, or where it would be part of something else.
+
+    Parameters
+    ----------
+    output
+        Path or URL of a map or of samples.
+    field
+        Of the recipe, for messages.
+
+    Raises
+    ------
+    OutputError
+        If a link leads nowhere, there is no such bucket, or another store is around it.
+    """
+    filesystem, root = locate(output)
+    if is_local(filesystem):
+        path = Path(root)
+        for part in (path, *path.parents):
+            if part.is_symlink() and not part.exists():
+                raise OutputError(
+                    f"{field}: {part} is a link to {part.readlink()}, which does not exist; "
+                    "make that folder, or remove the link"
+                )
+        root = os.path.realpath(root)
+    elif not _exists(bucket := f"{output.partition('://')[0]}://{root.split('/')[0]}"):
+        raise OutputError(f"{field}: {output}: there is no bucket {bucket}; make it first")
+    for parent in PurePosixPath(ZONE_GROUP.sub("", root)).parents:
+        if any(filesystem.exists(f"{parent}/{name}") for name in (METADATA, MARK)):
+            raise OutputError(
+                f"{field}: {output} lies inside another map or run, {parent}; choose a place "
+                "beside it"
+            )
 
 
 def _check_writable(path: Path) -> None:
@@ -339,11 +555,27 @@ class RunStatus:
     """Failed blocks with their errors."""
     lease: LeaseState | None
     has_overviews: bool
+    has_map: bool = True
+    lost: tuple[str, ...] = ()
+    """Blocks that are recorded, but whose objects are not there as they were written."""
+    damage: tuple[str, ...] = ()
+    """Sentences about segments of the ledger that cannot be read whole."""
 
     @property
     def missing(self) -> int:
         """Blocks without a record."""
         return self.planned - sum(self.states.values())
+
+    @property
+    def is_running(self) -> bool:
+        """Tell whether a driver seems to be at work."""
+        return self.lease is not None and self.lease.is_alive
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether there is nothing that a resumed run would do."""
+        is_open = self.missing or self.failures or self.states["degraded"] or self.lost
+        return self.has_map and self.has_overviews and not is_open
 
 
 def read_status(output: str) -> RunStatus:
@@ -363,8 +595,13 @@ def read_status(output: str) -> RunStatus:
     if zones:
         return _read_zones(folder, zones)
     _, planned = folder.read_recipe()
-    records = folder.ledger.latest().values()
+    folder.check_items()
+    ledger = folder.ledger
+    records = ledger.latest().values()
     mapped_km2, without_data_km2 = add_km2(records)
+    lease = folder.read_lease()
+    # While a run goes on, its objects change; the run itself looks after them.
+    is_running = lease is not None and lease.is_alive
     seconds: Counter[str] = Counter()
     for record in records:
         seconds.update(record.seconds)
@@ -377,9 +614,29 @@ def read_status(output: str) -> RunStatus:
         seconds=dict(seconds),
         last=max((record.finished for record in records), default=""),
         failures=tuple((r.block, r.error or "") for r in records if r.state == "failed"),
-        lease=folder.read_lease(),
+        lease=lease,
         has_overviews=folder.has_overviews(),
+        has_map=is_running or has_map(folder.output, _list_arrays(records)),
+        lost=() if is_running else list_lost_blocks(folder.output, records),
+        damage=tuple(ledger.damage),
     )
+
+
+def _list_arrays(records: Collection[BlockRecord]) -> set[str]:
+    return {key.partition("/c/")[0] for record in records for key, _ in record.shards}
+
+
+def list_lost_blocks(place: str, records: Collection[BlockRecord]) -> tuple[str, ...]:
+    """Return the blocks whose objects are missing or have another size.
+
+    Parameters
+    ----------
+    place
+        Of the objects: the map, or the run folder of samples.
+    """
+    keys = (ShardKey(*shard) for record in records for shard in record.shards)
+    lost = set(check_shards(place, keys))
+    return tuple(record.block for record in records if any(key in lost for key, _ in record.shards))
 
 
 def _read_zones(folder: RunFolder, zones: Mapping[str, int]) -> RunStatus:
@@ -410,4 +667,7 @@ def _read_zones(folder: RunFolder, zones: Mapping[str, int]) -> RunStatus:
         ),
         lease=folder.read_lease(),
         has_overviews=all(group in found and found[group].has_overviews for group in zones),
+        has_map=all(status.has_map for status in found.values()),
+        lost=tuple(f"{group}/{name}" for group, status in found.items() for name in status.lost),
+        damage=tuple(each for status in found.values() for each in status.damage),
     )

@@ -47,7 +47,7 @@ from bigmap.errors import (
 )
 from bigmap.inference import Engine
 from bigmap.items import AssetRow, ItemRow, ItemTable
-from bigmap.ledger import Lease
+from bigmap.lease import Lease
 from bigmap.planning import Plan, mask_rule
 from bigmap.progress import StageProgress
 from bigmap.redaction import clean_href

@@ -8,30 +8,35 @@ coordinates and multiscales.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import rioxarray  # noqa: F401 - gives datasets their .rio
 import xarray as xr
 import zarr
-from fsspec.implementations.local import LocalFileSystem
+from numcodecs import Zstd
 from pyproj import CRS
 from zarr.codecs import ZstdCodec
 from zarr.errors import GroupNotFoundError
-from zarr.storage import FsspecStore, LocalStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from bigmap import grid
 from bigmap.errors import OutputError
+from bigmap.files import is_local, list_names, locate, write_atomically
 from bigmap.grid import ROI, Lattice
 
-ZSTD_LEVEL = 3
+COMPRESSOR = ZstdCodec(level=3, checksum=True)
+"""Of all arrays: a bit that flips is an error, not another value."""
 CATEGORICAL = "class"
 COUNTED = "observations"
+METADATA = "zarr.json"
 ZONES = "bigmap:zones"
 """Attribute of a map of several UTM zones: the names of its groups."""
 CONVENTIONS = (
@@ -77,10 +82,29 @@ class MapTemplate:
 
 def open_store(path: str, *, read_only: bool = False) -> LocalStore | FsspecStore:
     """Open a folder or an object-store URL as a Zarr store."""
-    filesystem, root = fsspec.core.url_to_fs(path)
-    if isinstance(filesystem, LocalFileSystem):
-        return LocalStore(root, read_only=read_only)
+    filesystem, root = locate(path)
+    if is_local(filesystem):
+        # Where a link leads: Zarr replaces what it is given.
+        return LocalStore(os.path.realpath(root), read_only=read_only)
     return FsspecStore.from_url(path, read_only=read_only)
+
+
+def remove_store(path: str) -> None:
+    """Remove a store, or empty the folder that a link leads to.
+
+    Its metadata go first: who has read an object that is gone, as nodata, finds none afterwards.
+    """
+    filesystem, root = locate(path)
+    if not filesystem.exists(root):
+        return
+    names = list_names(filesystem, root)
+    if METADATA in names:
+        filesystem.rm_file(f"{root}/{METADATA}")
+    if is_local(filesystem) and Path(root).is_symlink():
+        for name in set(names) - {METADATA}:
+            filesystem.rm(f"{root}/{name}", recursive=True)
+    elif filesystem.exists(root):
+        filesystem.rm(root, recursive=True)
 
 
 def create_map(path: str, template: MapTemplate) -> None:
@@ -91,14 +115,61 @@ def create_map(path: str, template: MapTemplate) -> None:
     OutputError
         If the place cannot be written.
     """
+    remove_store(path)
+    complete_map(path, template)
+
+
+def complete_map(path: str, template: MapTemplate) -> list[str]:
+    """Write what is missing or damaged of the metadata of a map; its shards stay.
+
+    Returns
+    -------
+    list of str
+        Keys of what was written; the last is that of the root, which says that all is there.
+
+    Raises
+    ------
+    OutputError
+        If the place cannot be written.
+    """
+    filesystem, root = locate(path)
+    written = []
+    for key, content in _describe_map(template).items():
+        try:
+            stored = filesystem.cat_file(f"{root}/{key}")
+        except FileNotFoundError:
+            stored = b""
+        if not _is_intact(key, stored, content):
+            write_atomically(filesystem, f"{root}/{key}", content)
+            written.append(key)
+    return written
+
+
+def _describe_map(template: MapTemplate) -> dict[str, bytes]:
+    """Return all objects of an empty map by their keys, that of the root last."""
+    objects: dict[str, Any] = {}
+    root = zarr.open_group(MemoryStore(objects), mode="w", zarr_format=3)
+    for level in range(template.overviews + 1):
+        group = root if level == 0 else root.create_group(str(level))
+        _create_level(group, template, level)
+    root.attrs.update(dict(template.attributes) | _multiscales(template))
+    objects[METADATA] = objects.pop(METADATA)
+    return {key: value.to_bytes() for key, value in objects.items()}
+
+
+def _is_intact(key: str, stored: bytes, expected: bytes) -> bool:
+    """Tell whether metadata can be read, or coordinates are as they should be.
+
+    An older version may have worded the metadata otherwise, and they fit its shards.
+    """
     try:
-        root = zarr.open_group(open_store(path), mode="w", zarr_format=3)
-        for level in range(template.overviews + 1):
-            group = root if level == 0 else root.create_group(str(level))
-            _create_level(group, template, level)
-        root.attrs.update(dict(template.attributes) | _multiscales(template))
-    except OSError as error:
-        raise OutputError(f"output.path: {path}: cannot be written ({error})") from None
+        if key.endswith(METADATA):
+            found = json.loads(stored)
+            has_end = key != METADATA or "multiscales" in found["attributes"]
+            return bool(found["zarr_format"] == 3 and has_end)
+        return bool(Zstd().decode(stored) == Zstd().decode(expected))
+    except (ValueError, TypeError, KeyError, RuntimeError, RecursionError):
+        return False
 
 
 def create_root(path: str, attributes: Mapping[str, Any], groups: Sequence[str]) -> None:
@@ -116,13 +187,24 @@ def create_root(path: str, attributes: Mapping[str, Any], groups: Sequence[str])
         raise OutputError(f"output.path: {path}: cannot be written ({error})") from None
 
 
-def has_map(path: str) -> bool:
-    """Tell whether a map has been created at a place, to the last of its metadata."""
-    try:
-        root = zarr.open_group(open_store(path, read_only=True), mode="r")
-    except (FileNotFoundError, GroupNotFoundError):
-        return False
-    return "multiscales" in root.attrs
+def has_map(path: str, arrays: Iterable[str] = ()) -> bool:
+    """Tell whether a map has been created at a place, to the last of its metadata.
+
+    Parameters
+    ----------
+    path
+        Of the map.
+    arrays
+        Names of arrays whose metadata must be there too.
+    """
+    filesystem, root = locate(path)
+    for key in (METADATA, *(f"{name}/{METADATA}" for name in arrays)):
+        try:
+            if not _is_intact(key, filesystem.cat_file(f"{root}/{key}"), b""):
+                return False
+        except OSError:
+            return False
+    return True
 
 
 def _create_level(group: zarr.Group, template: MapTemplate, level: int) -> None:
@@ -136,8 +218,9 @@ def _create_level(group: zarr.Group, template: MapTemplate, level: int) -> None:
     ):
         centres = start + (np.arange(size) + 0.5) * step
         axis = group.create_array(
-            name, shape=(size,), dtype="float64", chunks=(size,), dimension_names=(name,)
-        )
+            name, shape=(size,), dtype="float64", chunks=(size,), dimension_names=(name,),
+            compressors=COMPRESSOR,
+        )  # fmt: skip
         axis[:] = centres
         axis.attrs.update(
             {
@@ -146,7 +229,9 @@ def _create_level(group: zarr.Group, template: MapTemplate, level: int) -> None:
                 "standard_name": f"projection_{name}_coordinate",
             }
         )
-    reference = group.create_array("spatial_ref", shape=(), dtype="int64", dimension_names=())
+    reference = group.create_array(
+        "spatial_ref", shape=(), dtype="int64", dimension_names=(), compressors=COMPRESSOR
+    )
     reference[...] = 0
     reference.attrs.update(_grid_mapping(lattice.crs, transform))
     for layer in template.layers:
@@ -165,7 +250,7 @@ def _create_layer(
         chunks=(*lead, lattice.chunk_px, lattice.chunk_px),
         shards=(*lead, lattice.shard_px, lattice.shard_px),
         fill_value=layer.nodata,
-        compressors=ZstdCodec(level=ZSTD_LEVEL),
+        compressors=COMPRESSOR,
         dimension_names=(*((channel_dim(layer.name),) if count else ()), "y", "x"),
     )
     # xarray decodes `_FillValue` to NaN; classes stay integers, so theirs is a plain attribute.
@@ -174,7 +259,7 @@ def _create_layer(
     if count:
         names = group.create_array(
             channel_dim(layer.name), shape=(count,), chunks=(count,), dtype="int64",
-            dimension_names=(channel_dim(layer.name),),
+            dimension_names=(channel_dim(layer.name),), compressors=COMPRESSOR,
         )  # fmt: skip
         names[:] = np.arange(count)
         names.attrs.update({"channel_names": list(layer.channels)})
@@ -307,30 +392,52 @@ class MapWriter:
             assert whole, f"{place} is not made of whole shards of {step} px"
 
     def _remove_shards(self, name: str, place: ROI) -> None:
-        filesystem, root = fsspec.core.url_to_fs(self.path)
+        filesystem, root = locate(self.path)
         for shard in self._find_shards({name: None}, place):
             filesystem.rm_file(f"{root}/{shard.key}")
 
     def _find_shards(self, names: Mapping[str, Any], place: ROI) -> Iterator[ShardKey]:
-        filesystem, root = fsspec.core.url_to_fs(self.path)
+        filesystem, root = locate(self.path)
         for name in names:
             array = self._array(name)
             assert array.shards is not None
-            step = array.shards[-1]
-            lead = "0/" * (array.ndim - 2)
-            rows, cols = (range(part.start // step, math.ceil(part.stop / step)) for part in place)
-            for row in rows:
-                for col in cols:
-                    key = f"{self.prefix}{name}/c/{lead}{row}/{col}"
-                    try:
-                        yield ShardKey(key, int(filesystem.size(f"{root}/{key}")))
-                    except FileNotFoundError:
-                        continue
+            for below in _keys_of(name, place, shard_px=array.shards[-1], lead=array.ndim - 2):
+                key = f"{self.prefix}{below}"
+                try:
+                    yield ShardKey(key, int(filesystem.size(f"{root}/{key}")))
+                except FileNotFoundError:
+                    continue
+
+
+def _keys_of(name: str, place: ROI, *, shard_px: int, lead: int) -> Iterator[str]:
+    """Yield the keys of an array's shards in a region, in pixels of the array."""
+    rows, cols = (range(part.start // shard_px, math.ceil(part.stop / shard_px)) for part in place)
+    for row in rows:
+        for col in cols:
+            yield f"{name}/c/{'0/' * lead}{row}/{col}"
+
+
+def list_shard_keys(template: MapTemplate, block: ROI) -> Iterator[str]:
+    """Yield the keys of the objects that a block of the input grid may have."""
+    place = grid.scale(grid.relative(block, template.extent), template.lattice.upscale)
+    for layer in template.layers:
+        yield from _keys_of(
+            layer.name, place, shard_px=template.lattice.shard_px, lead=int(bool(layer.channels))
+        )
+
+
+def max_shard_bytes(template: MapTemplate) -> int:
+    """Return the size of the largest shard before compression."""
+    pixels = template.lattice.shard_px**2
+    return max(
+        pixels * max(1, len(layer.channels)) * np.dtype(layer.dtype).itemsize
+        for layer in template.layers
+    )
 
 
 def check_shards(path: str, shards: Iterable[ShardKey]) -> list[str]:
     """Return the keys of recorded objects that are missing or have another size."""
-    filesystem, root = fsspec.core.url_to_fs(path)
+    filesystem, root = locate(path)
     filesystem.invalidate_cache()
     shards = list(shards)
     if not shards:

@@ -18,12 +18,12 @@ from bigmap.area import list_utm_zones, read_area, utm_crs
 from bigmap.catalog import Catalogue
 from bigmap.config import UTM, Recipe
 from bigmap.errors import CatalogError, EmptyAreaError, OutputError, RecipeError
-from bigmap.ledger import Lease
+from bigmap.lease import Lease
 from bigmap.models import MapModel
 from bigmap.planning import Estimate, Plan, check_inputs, check_scenes, make_plan
 from bigmap.progress import StageProgress
 from bigmap.runner import Reporter, RunSummary
-from bigmap.runs import RunFolder
+from bigmap.runs import RunFolder, check_output
 from bigmap.staging import StageSummary, read_staged, stage_plan, use_staged, verify_stage
 from bigmap.store import create_root
 
@@ -179,6 +179,7 @@ def run_zones(
     reporter: Reporter,
     redo: Collection[str] | None = None,
     reuse: str | None = None,
+    overwrite: bool = False,
 ) -> RunSummary:
     """Run the plans of all zones one after the other.
 
@@ -188,7 +189,7 @@ def run_zones(
         Of :func:`plan_zones`.
     run
         :func:`bigmap.runner.run_plan` with its cluster.
-    resume, limit, reporter, redo, reuse
+    resume, limit, reporter, redo, reuse, overwrite
         As for it; blocks are named as in ``utm31n/r12c34``, and the
         limit holds for all zones together.
 
@@ -203,10 +204,11 @@ def run_zones(
     if reuse is not None and not RunFolder(reuse).zones():
         raise OutputError(f"--reuse {reuse}: is not a map with grid.crs utm")
     lease = Lease(folder.path)
-    lease.acquire()
+    lease.acquire(reporter.note)
     try:
+        resume = check_output(zones.recipe, resume=resume, overwrite=overwrite and not resume)
         if not resume:
-            folder.clear()
+            folder.clear(lease)
         attributes = zones.plans[0].template().attributes
         own = {"bigmap:recipe": zones.recipe.model_dump(mode="json", exclude={"cluster"})}
         create_root(folder.output, {**attributes, **own}, zones.groups)
@@ -216,9 +218,11 @@ def run_zones(
                 group: len(plan.blocks)
                 for group, plan in zip(zones.groups, zones.plans, strict=True)
             },
+            lease,
         )
         total = RunSummary(planned=0)
         for group, plan in zip(zones.groups, zones.plans, strict=True):
+            lease.check()
             started = resume and RunFolder(plan.recipe.output.path).exists()
             left = None if limit is None else limit - total.sent
             own_redo = _blocks_in(redo, group)
@@ -229,6 +233,7 @@ def run_zones(
             summary = run(
                 plan,
                 resume=started,
+                overwrite=True,
                 limit=left,
                 reporter=reporter,
                 redo=own_redo,

@@ -5,13 +5,14 @@ The only importer of pystac-client. Nothing here reads pixels.
 
 from bigmap.catalog.audit import Audit, Catalogue, Finding
 from bigmap.catalog.search import find_items
-from bigmap.catalog.storage import load_items, save_items
+from bigmap.catalog.storage import is_saved_catalogue, load_items, save_items
 
 __all__ = [
     "Audit",
     "Catalogue",
     "Finding",
     "find_items",
+    "is_saved_catalogue",
     "load_items",
     "save_items",
 ]

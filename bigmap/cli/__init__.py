@@ -432,9 +432,14 @@ def show_status(console: Console, status: RunStatus) -> None:
     if lease is not None and lease.is_alive:
         console.print(f"running: process {lease.pid} on {lease.host}")
     else:
-        is_whole = not (status.missing or status.failures) and status.has_overviews
         end = "finished" if status.mapped_km2 else "finished, but no pixel has a value"
-        console.print(end if is_whole else "not running, not complete: go on with --resume")
+        console.print(end if status.is_whole else "not running, not complete: go on with --resume")
+    for line in status.damage:
+        console.print(line, markup=False)
+    if not status.has_map:
+        console.print(f"{status.output}: its metadata are missing or damaged", markup=False)
+    if status.lost:
+        console.print(f"{len(status.lost)} blocks recorded, but their objects are not there")
     states = ", ".join(f"{count} {state}" for state, count in sorted(status.states.items()))
     console.print(
         f"{status.planned} blocks planned: {states or 'none recorded'}, {status.missing} missing"
@@ -456,13 +461,12 @@ def summary_dict(summary: RunSummary, output: str) -> dict[str, Any]:
 
 def status_dict(status: RunStatus) -> dict[str, Any]:
     """Return a status for scripts."""
-    running = status.lease is not None and status.lease.is_alive
     counts = {
         "states": dict(status.states),
         "without_data_km2": dict(status.without_data_km2),
         "missing": status.missing,
     }
-    return asdict(status) | counts | {"running": running}
+    return asdict(status) | counts | {"running": status.is_running, "whole": status.is_whole}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

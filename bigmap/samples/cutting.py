@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -22,11 +21,13 @@ from bigmap.blocks import name_block
 from bigmap.chips import UNLABELLED, ChipTemplate, stack_days
 from bigmap.cube import Access, CubeReader
 from bigmap.errors import LeaseError, ReadError
+from bigmap.files import locate, write_atomically
 from bigmap.grid import ROI
 from bigmap.inference import Timings
 from bigmap.items import ItemRow
 from bigmap.labels import LabelReader
-from bigmap.ledger import BlockRecord, BlockState, holds_lease, write_atomically
+from bigmap.lease import holds_lease
+from bigmap.ledger import BlockRecord, BlockState
 from bigmap.quality import DateRule, MaskRule, choose_dates
 from bigmap.radiometry import DN_OFFSET, DN_SCALE
 from bigmap.samples.candidates import ChipLattice, name_tile
@@ -325,7 +326,7 @@ class _Cutter:
         self._store(f"{PARTS}/{block}.parquet", sink.getvalue().to_pybytes())
 
     def _store(self, key: str, data: bytes) -> None:
-        filesystem, root = fsspec.core.url_to_fs(self.job.run_folder)
+        filesystem, root = locate(self.job.run_folder)
         write_atomically(filesystem, f"{root}/{key}", data)
         self.written.append((key, len(data)))
 

@@ -10,8 +10,8 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from bigmap.chips import SPLITS, ChipSet
+from bigmap.files import write_atomically
 from bigmap.grid import Area
-from bigmap.ledger import write_atomically
 from bigmap.samples.candidates import ChipLattice
 
 PICTURE_FILE = "chips.png"

@@ -28,12 +28,13 @@ from bigmap.cube import Access
 from bigmap.errors import RecipeError, SamplesError, StoppedError
 from bigmap.grid import ROI
 from bigmap.labels import open_labels
-from bigmap.ledger import BlockRecord, Lease
+from bigmap.lease import Lease
+from bigmap.ledger import BlockRecord
 from bigmap.models import ModelSpec
 from bigmap.planning import Plan, mask_rule
 from bigmap.quality import DateRule
 from bigmap.runner import BlockDriver, Reporter, RunSummary, SilentReporter, stop_on_signals
-from bigmap.runs import RunFolder, differing_fields
+from bigmap.runs import RunFolder, check_location, differing_fields
 from bigmap.samples.candidates import ChipLattice
 from bigmap.samples.cutting import PARTS, ChipJob, cut_block
 from bigmap.samples.drawing import draw_chips
@@ -304,6 +305,8 @@ def check_place(recipe: Recipe, *, resume: bool, overwrite: bool) -> bool:
     folder = RunFolder(path)
     if resume and overwrite:
         raise SamplesError("--resume and --overwrite contradict each other; give one")
+    check_location(path, field="samples.path")
+    folder.check_own()
     if not folder.exists():
         if not overwrite and is_complete(path):
             raise SamplesError(f"samples.path: {path} exists; add --overwrite to start again")
@@ -334,6 +337,7 @@ def extract_chips(
     limit: int | None = None,
     threads: int = 1,
     reporter: Reporter | None = None,
+    overwrite: bool = False,
 ) -> ExtractSummary:
     """Cut the chips of a plan and join them.
 
@@ -351,6 +355,9 @@ def extract_chips(
         How many threads a worker may compute with.
     reporter
         Shows progress.
+    overwrite
+        Without ``resume``: remove what lies at the place, also if another extraction has put it
+        there since it was looked at.
 
     Raises
     ------
@@ -366,13 +373,15 @@ def extract_chips(
     folder = RunFolder(plan.recipe.output.path)
     job = prepared.job(folder.path, None)  # what is wrong with labels is found before any work
     lease = Lease(folder.path)
-    lease.acquire()
+    lease.acquire(reporter.note)
     try:
-        if not resume:
-            folder.clear()
-            folder.create(plan)
-        else:
+        if check_place(plan.recipe, resume=resume, overwrite=overwrite and not resume):
             folder.check_plan(plan)
+            for each in folder.mend(plan, lease):
+                reporter.note(each)
+        else:
+            folder.clear(lease)
+            folder.create(plan, lease)
         started = time.perf_counter()
         summary = ExtractSummary(
             folder.output, len(plan.blocks),
@@ -388,6 +397,7 @@ def extract_chips(
         )  # fmt: skip
         if not (summary.stopped or summary.failures):
             reporter.note("joining the chips")
+            lease.check()
             keys = [key for record in records.values() for key, _ in record.shards]
             is_whole = len(records) == len(plan.blocks) and not summary.states["degraded"]
             summary.counts = join_chips(
@@ -408,7 +418,7 @@ def _cut_all(
     """Cut what is not cut yet; returns the records of all blocks."""
     plan = prepared.plan
     folder = RunFolder(plan.recipe.output.path)
-    ledger = folder.ledger
+    ledger = folder.open_ledger(lease)
     recorded = ledger.latest() if resume else {}
     lost = set(check_shards(folder.path, _parts_of(recorded.values())))
     todo = [b for b in plan.blocks if _is_open(recorded.get(plan.name(b)), lost)][:limit]

@@ -27,7 +27,7 @@ from bigmap.chips import (
 from bigmap.clusters.mapping import map_on
 from bigmap.config import SamplesConfig
 from bigmap.errors import SamplesError
-from bigmap.ledger import write_atomically
+from bigmap.files import write_atomically
 from bigmap.runs import RunFolder
 from bigmap.samples.candidates import ChipLattice, choose_chips
 from bigmap.samples.cutting import PARTS

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fsspec.implementations.local import LocalFileSystem
 
 from bigmap.errors import ModelError, TrainingError
-from bigmap.ledger import LEASE_FILE
+from bigmap.files import write_atomically
+from bigmap.lease import LEASE_FOLDER
 from bigmap.models import MapModel, Training, save_weights
 from bigmap.models.checkpoint import read_pickle
-from bigmap.runs import differing_fields
+from bigmap.runs import MARK, check_run_folder, differing_fields
 
 VERSION = 1
 """Of checkpoints; others are refused."""
@@ -49,13 +51,14 @@ class TrainingFolder:
         """
         if resume and overwrite:
             raise TrainingError("--resume and --overwrite contradict each other; give one")
-        taken = next((each for each in (self.path, self.weights) if each.exists()), None)
+        check_run_folder(str(self.path), "training", signs=(self.checkpoint.name,))
+        taken = next((each for each in (self.path, self.weights) if self._holds_run(each)), None)
         if taken is not None and not (resume or overwrite):
             raise TrainingError(
                 f"training.weights: {taken} exists; add --resume to go on with it or --overwrite "
                 "to start again"
             )
-        if resume and self.weights.exists() and not self.path.exists():
+        if resume and self.weights.exists() and not self._holds_run(self.path):
             raise TrainingError(
                 f"training.weights: {self.weights} exists without its run folder {self.path}, so "
                 "it cannot be resumed; add --overwrite to start again"
@@ -79,13 +82,21 @@ class TrainingFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return True
 
+    def _holds_run(self, path: Path) -> bool:
+        """Tell whether weights are there, or a run folder with more than a lease."""
+        if path != self.path:
+            return path.exists()
+        return path.exists() and any(each.name != LEASE_FOLDER for each in path.iterdir())
+
     def start(self) -> None:
         """Make the folder anew, without what an earlier run left but for the lease of this one."""
         self.path.mkdir(parents=True, exist_ok=True)
         for each in self.path.iterdir():
+            if each.name in (LEASE_FOLDER, MARK):
+                continue
             if each.is_dir():
                 shutil.rmtree(each)
-            elif each.name != LEASE_FILE:
+            else:
                 each.unlink()
         for file in (self.weights, self.weights.with_suffix(".json")):
             file.unlink(missing_ok=True)
@@ -94,7 +105,7 @@ class TrainingFolder:
         """Write a checkpoint: the old one or the new one is there, never half of one."""
         buffer = io.BytesIO()
         torch.save({"version": VERSION, **content}, buffer)
-        write_atomically(self.checkpoint, buffer.getbuffer())
+        write_atomically(LocalFileSystem(), str(self.checkpoint), buffer.getbuffer())
 
     def load(self, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
         """Read the checkpoint; nothing in it is run.
@@ -145,17 +156,8 @@ class TrainingFolder:
 
     def write_summary(self, content: Mapping[str, Any]) -> None:
         """Write what the run came to, as JSON."""
-        write_atomically(self.summary, json.dumps(content, indent=2).encode())
-
-
-def write_atomically(file: Path, content: bytes | memoryview) -> None:
-    """Write a file under another name first, and to the disk, so that no half of it is seen."""
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    with fresh.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    fresh.replace(file)
+        text = json.dumps(content, indent=2)
+        write_atomically(LocalFileSystem(), str(self.summary), text.encode())
 
 
 class Table:

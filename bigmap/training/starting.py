@@ -10,8 +10,9 @@ import torch
 
 from bigmap.config import Recipe
 from bigmap.errors import BigmapError, OutputError, TrainingError
-from bigmap.ledger import Lease
+from bigmap.lease import Lease
 from bigmap.machine import count_cores, count_gpus
+from bigmap.runs import mark_run_folder
 from bigmap.training.launching import launch
 from bigmap.training.loop import Trainer, TrainingSummary
 from bigmap.training.preparing import TrainingJob, check_parts, prepare_training
@@ -103,8 +104,11 @@ def _take_folder(job: TrainingJob, link: Link, *, resume: bool, overwrite: bool)
     verdict = torch.zeros(2)
     if link.rank.is_first:
         try:
-            verdict[0] = float(job.folder.check(resume=resume, overwrite=overwrite))
+            job.folder.check(resume=resume, overwrite=overwrite)
             lease.acquire()
+            # Again, since another may have had the lease until now.
+            verdict[0] = float(job.folder.check(resume=resume, overwrite=overwrite))
+            mark_run_folder(str(job.folder.path), "training", lease)
         except (TrainingError, OutputError) as error:
             refusal, verdict[1] = error, 1.0
     try:
@@ -115,7 +119,7 @@ def _take_folder(job: TrainingJob, link: Link, *, resume: bool, overwrite: bool)
             raise TrainingError("the first process cannot start; it says why")
         yield bool(verdict[0])
     finally:
-        if link.rank.is_first and refusal is None:
+        if link.rank.is_first:
             lease.release()
 
 

@@ -12,6 +12,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 import bigmap
 from bigmap.config import parse_recipe
+from bigmap.lease import Lease
 from bigmap.ledger import BlockRecord, Ledger
 from bigmap.runner import SilentReporter, run_plan
 from bigmap.runs import RunFolder
@@ -138,7 +139,6 @@ FAILING: dict[str, str] = {}
 
 def test_a_second_driver_is_refused(tmp_path):
     from bigmap.errors import LeaseError
-    from bigmap.ledger import Lease
 
     plan = make_plan(tmp_path, 64)
     folder = RunFolder(plan.recipe.output.path)
@@ -155,7 +155,10 @@ def test_a_second_driver_is_refused(tmp_path):
 def test_the_stored_recipe_is_read_back(tmp_path):
     plan = make_plan(tmp_path, 64)
     folder = RunFolder(plan.recipe.output.path)
-    folder.create(plan)
+    lease = Lease(folder.path)
+    lease.acquire()
+    folder.create(plan, lease)
+    lease.release()
     stored, blocks = folder.read_recipe()
     assert stored == plan.recipe
     assert blocks == len(plan.blocks)

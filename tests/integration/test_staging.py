@@ -14,7 +14,7 @@ import bigmap
 from bigmap import cli, staging
 from bigmap.config import parse_recipe, parse_yaml
 from bigmap.errors import OutputError, PlanError
-from bigmap.ledger import Lease
+from bigmap.lease import Lease, read_lease
 from bigmap.runner import run_plan
 from bigmap.staging import read_staged, stage_plan, use_staged, verify_stage
 from tests.integration import real_scenes, small_world
@@ -133,7 +133,7 @@ def test_the_command_goes_on_repairs_and_refuses(tmp_path, capsys, monkeypatch):
     for file in folder.iterdir():
         assert file.is_dir() or b"c2VjcmV0" not in file.read_bytes(), file
     assert not list(folder.rglob("*.partial"))
-    assert not (folder / "lease.json").exists()
+    assert read_lease(str(folder)) is None
 
     # What is printed is a source that works as it stands.
     raw = parse_yaml((tmp_path / "recipe.yaml").read_bytes(), origin="recipe")

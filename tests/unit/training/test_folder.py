@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigmap.errors import TrainingError
+from bigmap.errors import OutputError, TrainingError
+from bigmap.runs import MARK
 from bigmap.training.folder import Table, TrainingFolder
 
 FINGERPRINT = {
@@ -70,7 +71,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch) -> N
     folder = make_folder(tmp_path)
     save(folder, position={"step": 1})
     monkeypatch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match=r"checkpoint\.pt: cannot be written \(disk full\)"):
         save(folder, position={"step": 2})
     monkeypatch.undo()
     assert folder.load(FINGERPRINT)["position"] == {"step": 1}
@@ -78,6 +79,9 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch) -> N
 
 def test_what_is_there_is_not_overwritten_unasked(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
+    (folder.path / "lease").mkdir()
+    assert folder.check(resume=False, overwrite=False) is False, "it holds a lease only"
+    (folder.path / MARK).write_text('{"kind": "training"}')
     with pytest.raises(TrainingError, match="exists; add --resume"):
         folder.check(resume=False, overwrite=False)
     with pytest.raises(TrainingError, match="contradict"):
@@ -94,6 +98,21 @@ def test_what_is_there_is_not_overwritten_unasked(tmp_path: Path) -> None:
     imported.weights.write_bytes(b"")
     with pytest.raises(TrainingError, match="exists without its run folder"):
         imported.check(resume=True, overwrite=False)
+
+
+def test_the_run_folder_of_a_map_is_no_place_for_a_training(tmp_path: Path) -> None:
+    folder = TrainingFolder(tmp_path / "weights.safetensors")
+    (folder.path / "ledger").mkdir(parents=True)
+    (folder.path / "ledger" / "000000001.jsonl").write_text("of a map")
+    for content in (None, '{"kind": "map"}'):
+        if content:
+            (folder.path / MARK).write_text(content)
+        for settings in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(
+                OutputError, match=r"weights\.run: exists and is not the run folder"
+            ):
+                folder.check(**{"resume": False, "overwrite": False} | settings)
+    assert (folder.path / "ledger" / "000000001.jsonl").read_text() == "of a map"
 
 
 def test_a_table_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import bigmap
 from bigmap.chips import META
 from bigmap.cli import main
 from bigmap.errors import LeaseError, TrainingError
-from bigmap.ledger import Lease
+from bigmap.lease import Lease, read_lease
 from bigmap.models import build_model, read_card, read_tensors
 from bigmap.training import train_recipe
 from tests.unit.training.chip_cases import BANDS, make_recipe, recipe_content, write_chips
@@ -50,13 +50,13 @@ def test_two_trainings_of_the_same_weights_do_not_meet(tmp_path: Path) -> None:
     (tmp_path / "weights.run" / "checkpoint.pt").write_text("of the other")
     for settings in ({"overwrite": True}, {"resume": True}):
         with pytest.raises(
-            LeaseError, match=r"lease\.json: another run .* writes here; wait for it"
+            LeaseError, match=r"weights\.run: another run .* writes here; wait for it"
         ):
             train_recipe(recipe, **settings)
     assert (tmp_path / "weights.run" / "checkpoint.pt").read_text() == "of the other"
     other.release()
     assert train_recipe(recipe, overwrite=True).exit_code == 0
-    assert not (tmp_path / "weights.run" / "lease.json").exists()
+    assert read_lease(str(tmp_path / "weights.run")) is None
 
 
 RGB = ["red", "green", "blue"]
