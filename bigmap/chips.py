@@ -18,11 +18,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import ZstdCodec
 from zarr.errors import GroupNotFoundError
 
 from bigmap.errors import SamplesError
-from bigmap.store import ZSTD_LEVEL, open_store
+from bigmap.files import locate
+from bigmap.store import COMPRESSOR, METADATA, open_store, remove_store
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -167,6 +167,7 @@ def create_chips(
     """
     count = len(places)
     try:
+        remove_store(path)
         root = zarr.open_group(open_store(path), mode="w", zarr_format=3)
         for name, (shape, dtype, fill) in template.arrays().items():
             root.create_array(
@@ -176,7 +177,7 @@ def create_chips(
                 chunks=(1, *shape),
                 shards=(template.shard_chips, *shape),
                 fill_value=fill,
-                compressors=ZstdCodec(level=ZSTD_LEVEL),
+                compressors=COMPRESSOR,
                 dimension_names=_DIMS[name],
             )
         for name, values in vars(places).items():
@@ -246,6 +247,7 @@ class ChipSet:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
+            self._metadata = _read_metadata(path)
             root = zarr.open_group(open_store(path, read_only=True), mode="r")
             self.facts: dict[str, Any] = dict(root.attrs[META])  # type: ignore[arg-type]
         except (FileNotFoundError, GroupNotFoundError, KeyError):
@@ -308,6 +310,31 @@ class ChipSet:
             row=int(self.places.row[index]),
             col=int(self.places.col[index]),
         )
+
+    def check_unchanged(self) -> None:
+        """Refuse what was read since the set was opened, if it was cut anew in the meantime.
+
+        Chips that are gone read as nodata; who cuts a set anew removes its metadata first.
+
+        Raises
+        ------
+        SamplesError
+            If this is another set by now.
+        """
+        try:
+            is_same = _read_metadata(self.path) == self._metadata
+        except FileNotFoundError:
+            is_same = False
+        if not is_same:
+            raise SamplesError(
+                f"samples.path: {self.path}: was cut anew by bigmap extract while its chips were "
+                "read; wait for its end and start again with --overwrite"
+            )
+
+
+def _read_metadata(path: str) -> bytes:
+    filesystem, root = locate(path)
+    return bytes(filesystem.cat_file(f"{root}/{METADATA}"))
 
 
 def complete_chips(path: str) -> None:
