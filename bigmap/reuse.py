@@ -12,9 +12,9 @@ import hashlib
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -23,11 +23,13 @@ import shapely
 
 from bigmap import grid
 from bigmap.errors import OutputError
+from bigmap.files import is_local, locate, make_folder
 from bigmap.grid import ROI, Area, area_mask
 from bigmap.items import ItemTable
 from bigmap.ledger import BlockRecord
 from bigmap.planning import Plan
 from bigmap.runs import RunFolder, differing_fields
+from bigmap.store import list_shard_keys, max_shard_bytes
 
 COPIES = 8
 """Blocks copied at once."""
@@ -107,6 +109,10 @@ def _open_earlier(plan: Plan, folder: RunFolder) -> Plan:
             f"--reuse {folder.output}: was made with another {', '.join(changed)}, so no block of "
             "it can be used; set it back, or run without --reuse"
         )
+    # It may have been moved since, and lies where it was found.
+    stored = stored.model_copy(
+        update={"output": stored.output.model_copy(update={"path": folder.output})}
+    )
     return replace(plan, recipe=stored, extent=extent, area=area, catalogue=folder.read_items())
 
 
@@ -193,20 +199,28 @@ def _texts_of(rows: ItemTable) -> npt.NDArray[Any]:
 
 
 def _copy(plan: Plan, before: Plan, candidate: _Candidate) -> BlockRecord | None:
-    """Copy the objects of one block; None where they are not as the ledger says."""
-    source, old_root = fsspec.core.url_to_fs(before.recipe.output.path)
-    target, new_root = fsspec.core.url_to_fs(plan.recipe.output.path)
+    """Copy the objects of one block; None where they are not as the ledger says.
+
+    The earlier map may be anybody's: its ledger names no object but those of the block, and what
+    lies there is no larger than such an object can be, nor a link to somewhere else.
+    """
+    source, old_root = locate(before.recipe.output.path)
+    target, new_root = locate(plan.recipe.output.path)
+    expected = set(list_shard_keys(before.template(), candidate.block))
+    most_bytes = 2 * max_shard_bytes(plan.template())
     shards = []
     for key, size in candidate.record.shards:
-        moved = _move_key(key, plan, before)
+        if key not in expected or not _is_inside(source, old_root, key):
+            return None
         try:
+            if source.size(f"{old_root}/{key}") != size or size > most_bytes:
+                return None
             content = source.cat_file(f"{old_root}/{key}")
         except FileNotFoundError:
             return None
-        if len(content) != size:
-            return None
+        moved = _move_key(key, plan, before)
         try:
-            target.makedirs(f"{new_root}/{moved}".rpartition("/")[0], exist_ok=True)
+            make_folder(target, f"{new_root}/{moved}".rpartition("/")[0])
             target.pipe_file(f"{new_root}/{moved}", content)
         except OSError as error:
             raise OutputError(f"{new_root}/{moved}: cannot be written ({error})") from error
@@ -218,6 +232,13 @@ def _copy(plan: Plan, before: Plan, candidate: _Candidate) -> BlockRecord | None
         reused=before.recipe.output.path,
         finished=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
+
+
+def _is_inside(filesystem: Any, root: str, key: str) -> bool:
+    """Tell whether an object lies in its store, and not behind a link out of it."""
+    if not is_local(filesystem):
+        return True
+    return Path(f"{root}/{key}").resolve().is_relative_to(Path(root).resolve())
 
 
 def _move_key(key: str, plan: Plan, before: Plan) -> str:
