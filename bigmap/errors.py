@@ -44,6 +44,10 @@ class ModelError(BigmapError):
     """A model is unknown, or its weights or options do not fit it."""
 
 
+class ScoresError(BigmapError):
+    """A model's scores are not finite; fails the block."""
+
+
 class SamplesError(BigmapError):
     """Labels or chips are wrong, missing, or do not fit the model."""
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from bigmap import grid
 from bigmap.cube.given import GivenCube, check_cube
-from bigmap.errors import ModelError
+from bigmap.errors import ModelError, ScoresError
 from bigmap.grid import ROI, Lattice
 from bigmap.models import LayerSpec, MapModel, ModelSpec, build_model, refuse_random
 from bigmap.models.base import CLASS, CONFIDENCE, OBSERVATIONS
@@ -165,6 +165,11 @@ class Engine:
         -------
         dict of str to numpy.ndarray
             One array per layer, (y, x) or (channel, y, x), at output resolution.
+
+        Raises
+        ------
+        ScoresError
+            If the model's scores are not finite.
         """
         timings = timings or Timings()
         canvas = _Canvas(self, roi)
@@ -314,6 +319,7 @@ class _Canvas:
         cut = grid.scale(grid.relative(part, window), self.upscale)
         place = grid.scale(grid.relative(part, self.roi), self.upscale)
         kept = {name: values[:, *cut] for name, values in scores.items()}
+        self._check_finite(kept, part)
         if not self.blend_px:
             for layer, values in self._layers_of(kept).items():
                 self._result(layer)[..., *place] = values
@@ -326,6 +332,17 @@ class _Canvas:
             if name not in self.sums:
                 self.sums[name] = torch.zeros((len(values), *self.shape), device=self.device)
             self.sums[name][:, *place] += values * weight
+
+    def _check_finite(self, scores: Mapping[str, Tensor], part: ROI) -> None:
+        """Refuse scores of which stored values could be made, but none that means anything."""
+        for name, values in scores.items():
+            if not bool(values.isfinite().all()):
+                rows, cols = part
+                raise ScoresError(
+                    f"the {name} that {self.spec.name} gives is not finite in rows {rows.start} to "
+                    f"{rows.stop}, columns {cols.start} to {cols.stop} of the grid; check its "
+                    "weights, or set inference.precision: float32"
+                )
 
     def finish(self) -> dict[str, npt.NDArray[Any]]:
         """Return all layers; nodata where no clear date or no window was."""

@@ -7,8 +7,9 @@ centres; xarray keeps the attributes of digital numbers after they were turned i
 
 from __future__ import annotations
 
+import itertools
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -262,8 +263,8 @@ def _list_transforms(cube: xr.DataArray) -> list[Affine]:
     """Return the transforms that a cube declares: stackstac's, and that of its CRS's variable."""
     transforms = []
     declared = cube.attrs.get("transform")
-    if isinstance(declared, Sequence) and len(declared) >= 6:
-        transforms.append(Affine(*declared[:6]))
+    if isinstance(declared, Iterable) and not isinstance(declared, str):
+        transforms.append(Affine(*itertools.islice(declared, 6)))
     written = cube[cube.rio.grid_mapping].attrs.get("GeoTransform") if _has_mapping(cube) else None
     if written is not None:
         transforms.append(Affine.from_gdal(*map(float, str(written).split())))
