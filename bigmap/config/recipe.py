@@ -67,6 +67,8 @@ UTM = "utm"
 """In place of a CRS: a grid for each UTM zone."""
 ZONE_GROUP = re.compile(r"/utm(0[1-9]|[1-5][0-9]|60)[ns]$")
 """How the path of a zone's group ends, below that of the map."""
+MAX_CROSSING_DEGREES = 180
+"""Width to which a box across the antimeridian is believed; beyond, west and east were swapped."""
 MAX_SHOWN = 80
 REMOTE_OUTPUTS = ("s3", "gs", "az")
 
@@ -111,6 +113,11 @@ def check_lonlat_bbox(bbox: Sequence[float]) -> None:
         )
     if south >= north or west == east:
         raise ValueError(f"bbox {list(bbox)} is empty; give west, south, east, north")
+    if west > east and east + 360 - west > MAX_CROSSING_DEGREES:
+        raise ValueError(
+            f"bbox {list(bbox)} goes around the Earth from west to east; give west, south, east, "
+            "north"
+        )
 
 
 class GridConfig(Part):

@@ -15,7 +15,9 @@ import shapely
 import torch
 from safetensors.torch import save_file
 
+import bigmap
 from bigmap import cli
+from bigmap.errors import RecipeError
 from bigmap.models import build_model, save_weights
 from tests.integration.small_world import write_recipe, write_scenes
 
@@ -389,6 +391,23 @@ def test_host_that_answers_html(folder, capsys):
         words = [url, "not JSON", "source.url"]
         refuse(capsys, folder, "plan", "recipe.yaml", words=words)
         server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("bbox", "words"),
+    [
+        ((0.6, 41.69), "area.clip_bbox"),
+        ("0.6,41.6,0.7,41.7", "area.clip_bbox"),
+        ((0.62, 41.68, 0.61, 41.69), "goes around the Earth"),
+        ((0.6, 41.7, 0.7, 41.6), "is empty"),
+        ((300_000, 4_600_000, 301_000, 4_601_000), "is not in degrees"),
+        ((41.68, 0.61, 41.69, 0.62), "is not made"),
+    ],
+)
+def test_box_of_a_cube_is_refused(folder, bbox, words):
+    recipe = bigmap.load_recipe(write_recipe(folder / "r.yaml"))
+    with pytest.raises(RecipeError, match=words):
+        bigmap.open_cube(recipe, bbox)
 
 
 @pytest.mark.real_data

@@ -117,6 +117,17 @@ def test_the_lazy_cube_equals_the_dates_read_one_by_one(reader, loader, chunk_px
         assert np.array_equal(loaded.clear.values[index], clear)
 
 
+@pytest.mark.parametrize("side", [64, 1000])
+def test_a_cube_beside_all_items_has_no_dates(reader, side):
+    from bigmap.cube import open_cube_of
+
+    beside = (slice(-460_000, -460_000 + side), slice(55_000, 55_000 + side))
+    cube = open_cube_of(reader.near(beside), beside).compute(scheduler="synchronous")
+    assert cube.shape == (0, 2, side, side)
+    assert cube.clear.shape == (0, side, side)
+    assert cube.dtype == np.uint16
+
+
 def test_without_a_mask_dates_are_chosen_by_their_data(reader):
     reader = dataclasses.replace(reader, mask=MaskRule("none"))
     masks = reader.read_masks(reader.days, ROI)
