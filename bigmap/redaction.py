@@ -42,12 +42,12 @@ _SECRET_VALUE = re.compile(
 )
 _USER = re.compile(r"(://)(?:[^/?#\s]*@|[^/?#@:\[\s]*:(?!\d*(?:[/?#\s]|$))[^@\s]*@)")
 """Of a URL; also where the password holds what ends a host."""
-_VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s&;,'"<>()\[\]{}]+)"""
+_VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s&;,'"<>()\[\]{}]+(?<!:))"""
 _PAIR = re.compile(rf"(?P<mark>^|[^\w.%-])(?P<name>[\w.%-]+)=(?P<value>{_VALUE})")
 _QUOTED_PAIR = re.compile(rf"""(?P<quote>["'])(?P<name>[\w.%-]+)(?P=quote)\s*:\s*{_VALUE}""")
 _HEADER = re.compile(
-    rf"""\b(?P<name>authorization|cookie|(?:\w+-)+\w+)\s*:\s*(?!//)"""
-    rf"""(?:(?:bearer|basic|token|digest|apikey)\s+)?{_VALUE}""",
+    r"(?<![\w-])(?P<name>[\w-]+)\s*:\s*(?!//)"
+    rf"(?:(?:bearer|basic|token|digest|apikey)\s+)?{_VALUE}",
     re.IGNORECASE,
 )
 _FILE_NAME = re.compile(r"file|path|folder|dir|credentials$", re.IGNORECASE)
@@ -137,9 +137,8 @@ def redact(text: str) -> str:
     text = _USER.sub(rf"\1{HIDDEN}@", text)
     text = _SECRET_VALUE.sub(HIDDEN, text)
     text = _PAIR.sub(_hide_pair, text)
-    for pattern in (_QUOTED_PAIR, _HEADER):
-        text = pattern.sub(_hide_named, text)
-    return text
+    text = _QUOTED_PAIR.sub(_hide_named, text)
+    return _HEADER.sub(_hide_header, text)
 
 
 def _hide_pair(pair: re.Match[str]) -> str:
@@ -156,6 +155,12 @@ def _hide_pair(pair: re.Match[str]) -> str:
 def _hide_named(pair: re.Match[str]) -> str:
     is_secret = _is_strong(_join_words(pair["name"]))
     return f"{pair['name']}: {HIDDEN}" if is_secret else pair[0]
+
+
+def _hide_header(pair: re.Match[str]) -> str:
+    # Other words with a colon are the fields of recipes, and sentences.
+    is_header = "-" in pair["name"] or pair["name"].lower() in ("authorization", "cookie")
+    return _hide_named(pair) if is_header else pair[0]
 
 
 def holds_secret(text: str) -> bool:

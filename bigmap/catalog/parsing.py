@@ -64,6 +64,8 @@ class Candidate:
     processed: tuple[str, str, str]
     """Times of processing, creation and update, as sortable text."""
     findings: tuple[Finding, ...] = field(default=())
+    stripped: frozenset[str] = frozenset()
+    """Assets whose hrefs held a secret, which is not kept."""
 
 
 def parse_item(
@@ -123,6 +125,7 @@ def parse_item(
             for name, choice in choices.items()
         },
     )
+    given = {name: str(choice.asset["href"]) for name, choice in choices.items()}
     datatake = _first(properties, _DATATAKE_NAMES)
     platform = properties.get("platform")
     return Candidate(
@@ -136,6 +139,7 @@ def parse_item(
             _sortable(properties.get("updated")),
         ),
         findings=findings,
+        stripped=frozenset(name for name, href in given.items() if clean_href(href) != href),
     )
 
 

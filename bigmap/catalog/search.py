@@ -43,6 +43,7 @@ DUPLICATE_OVERLAP = 0.5
 _READABLE_SCHEMES = frozenset(("http", "https", "s3", "gs", "az"))
 _REQUESTER_PAYS = frozenset(("sentinel-s2-l1c", "sentinel-s2-l2a"))
 _CDSE_BUCKET = "eodata"
+_BLOB_HOST = ".blob.core.windows.net"
 _SHOWN_ITEMS = 3
 _MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 """What wrong kinds of values in an item raise, such as a text in place of a number."""
@@ -159,6 +160,7 @@ def find_items(
     findings = [*selection.findings, *duplicates]
     findings += [finding for candidate in kept for finding in candidate.findings]
     findings += _access_findings(_count_places(kept), source.access)
+    findings += _stripped_findings(kept)
     audit = Audit(
         found=selection.found,
         kept=len(rows),
@@ -318,9 +320,27 @@ def _access_findings(places: Counter[str], access: AccessConfig) -> list[Finding
     ]
 
 
+def _stripped_findings(kept: Iterable[Candidate]) -> list[Finding]:
+    """Name the hosts whose hrefs held secrets, but for those that :func:`_wish_of` knows."""
+    places: Counter[str] = Counter()
+    for candidate in kept:
+        assets = candidate.row.assets
+        places.update({_place_of(assets[name].href) for name in candidate.stripped})
+    return [
+        Finding(
+            "access",
+            place,
+            "has hrefs with a signature or a password, which is not kept: where it is needed, give "
+            f"access by source.access or the environment ({count} items)",
+        )
+        for place, count in sorted(places.items())
+        if place != _place_of("") and not place.endswith(_BLOB_HOST)
+    ]
+
+
 def _wish_of(place: str, access: AccessConfig) -> str | None:
     """Tell what a bucket or a host wants that the recipe does not give."""
-    if place.endswith(".blob.core.windows.net") and access.sign == "none":
+    if place.endswith(_BLOB_HOST) and access.sign == "none":
         return "wants signed hrefs: set source.access.sign to planetary-computer"
     if not place.startswith("s3://"):
         return None

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import shapely
 from pystac.errors import STACError
@@ -14,6 +17,7 @@ from pystac_client.errors import ClientTypeError
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 from pystac_client.warnings import PystacClientWarning
+from requests import Request
 from requests.exceptions import ChunkedEncodingError
 from shapely.geometry.base import BaseGeometry
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
@@ -27,6 +31,9 @@ CONNECT_TIMEOUT_S = 5.0
 CONNECT_RETRIES = 2
 BACKOFF_S = 0.2
 BACKOFF_LIMIT_S = 10.0
+QUERY_VARIABLE, HEADER_VARIABLE = "BIGMAP_STAC_QUERY", "BIGMAP_STAC_HEADER"
+"""Of the environment: parameters, as ``api-key=...``, and a header, as ``X-Api-Key: ...``, that go
+with each request to the host of the API, and nowhere else. A password belongs in ``~/.netrc``."""
 STALE_PAGES = 3
 """Pages in a row without a new item after which paging counts as endless."""
 
@@ -113,6 +120,7 @@ def search_api(source: StacApiSource, geometry: BaseGeometry) -> Iterator[dict[s
         client = Client.open(
             source.url,
             stac_io=PatientStacIO(retries=source.access.retries, timeout_s=source.access.timeout_s),
+            request_modifier=partial(_add_access, host=urlsplit(source.url).netloc),
         )
         search = client.search(
             collections=[source.collection],
@@ -133,6 +141,19 @@ def search_api(source: StacApiSource, geometry: BaseGeometry) -> Iterator[dict[s
         ) from error
     except APIError as error:
         raise CatalogError(_describe(source.url, error)) from error
+
+
+def _add_access(request: Request, *, host: str) -> Request:
+    """Add what the environment gives for the host of the API to a request to it."""
+    url = str(request.url)
+    if urlsplit(url).netloc != host:
+        return request
+    if query := os.environ.get(QUERY_VARIABLE):
+        request.url = f"{url}{'&' if '?' in url else '?'}{query}"
+    name, _, value = os.environ.get(HEADER_VARIABLE, "").partition(":")
+    if name.strip():
+        request.headers = {**(request.headers or {}), name.strip(): value.strip()}
+    return request
 
 
 def coarsen_area(geometry: BaseGeometry) -> dict[str, Any]:
@@ -190,7 +211,10 @@ def _describe(url: str, error: APIError) -> str:
     if status == 404:
         return f"{url} is not a STAC API (404); check source.url"
     if status in (401, 403):
-        return f"{url} refuses access ({status}); check the credentials in the environment"
+        return (
+            f"{url} refuses access ({status}); give a password in ~/.netrc, a key in "
+            f"{QUERY_VARIABLE} or a header in {HEADER_VARIABLE}"
+        )
     if status in _RETRIED_STATUS:
         return f"{url} still failed after all retries ({status}); try again later"
     return f"{url} refuses the search ({status}); check source.collection and source.start"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -218,7 +219,9 @@ def open_raster(href: str, access: Access, *, fresh: bool = False) -> Iterator[D
         raise ReadError(f"{href}: no such file")
     with (
         rasterio.Env(**access.gdal_options(), **(_uncached(href) if fresh else {})),
-        DatasetReader(sign_href(href, access.sign), driver=DRIVERS, sharing=False) as dataset,
+        DatasetReader(
+            _name_for_gdal(sign_href(href, access.sign)), driver=DRIVERS, sharing=False
+        ) as dataset,
     ):
         if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
             raise ReadError(f"{href}: names another file as its overviews, which is not opened")
@@ -285,6 +288,12 @@ def is_local(href: str) -> bool:
     return "://" not in href and not href.startswith("/vsi")
 
 
+def _name_for_gdal(href: str) -> str:
+    """Write the key of an object as GDAL has it: whole, whatever signs rasterio would cut at."""
+    store = re.match("(s3|gs|az)://", href)
+    return f"/vsi{store[1]}/{href[store.end() :]}" if store else href
+
+
 def _uncached(href: str) -> dict[str, str]:
     """Keep a failed answer out of a retry: GDAL would serve it from its cache again."""
     url = urlsplit(href)
@@ -302,4 +311,14 @@ def _reason(error: Exception, href: str) -> str:
              for word in text.split()]  # fmt: skip
     if "not recognized" in text:
         words.append("Only GeoTIFF and JPEG 2000 are opened.")
-    return " ".join(words) or type(error).__name__
+    return (" ".join(words) or type(error).__name__) + say_access(text)
+
+
+def say_access(text: str) -> str:
+    """Return what to do about an answer that refuses access, nothing for other faults."""
+    if not re.search(r"\b40[13]\b", text):
+        return ""
+    return (
+        "; give access by source.access, or by the environment: a password in ~/.netrc, a header "
+        "in GDAL_HTTP_HEADERS, keys of a store as it takes them"
+    )

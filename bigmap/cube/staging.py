@@ -41,6 +41,7 @@ from bigmap.cube.reading import (
     grid_of,
     is_local,
     open_raster,
+    say_access,
     staged_parts_of,
     use_raster,
 )
@@ -315,7 +316,8 @@ def copy_whole(
 def _say(error: OSError) -> str:
     """Tell what went wrong without the signed URL that requests repeats."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"the server answered {error.response.status_code}"
+        status = error.response.status_code
+        return f"the server answered {status}{say_access(str(status))}"
     if isinstance(error, requests.RequestException):
         return f"the connection failed ({type(error).__name__})"
     return error.strerror or str(error) or type(error).__name__
