@@ -2,11 +2,12 @@
 
 import sys
 
-from benchmarks import end_to_end, extraction, model_table, plan_continent, resampling, scale
+from benchmarks import end_to_end, extraction, memory, model_table, plan_continent, resampling, scale
 
 BENCHMARKS = {
     "end_to_end": end_to_end.main,
     "extraction": extraction.main,
+    "memory": memory.main,
     "models": model_table.main,
     "plan_continent": plan_continent.main,
     "resampling": resampling.main,

@@ -184,6 +184,7 @@ class Engine:
                     self._predict_cell(canvas, cell, cores, window, data)
             finally:
                 DEVICE_LOCK.release()
+            del data  # or it would lie in memory beside the next cell, and beside the layers
         return canvas.finish()
 
     def list_reads(

@@ -40,7 +40,7 @@ from bigmap.cube import Access
 from bigmap.cube.loaders import bounds_on, epsg_of
 from bigmap.errors import CatalogError, EmptyAreaError, PlanError, RecipeError
 from bigmap.grid import ROI, Area, Lattice
-from bigmap.inference import Windowing
+from bigmap.inference import Windowing, optimise
 from bigmap.items import AssetRow, ItemTable
 from bigmap.machine import count_gpus, machine_memory_gb
 from bigmap.models import (
@@ -53,14 +53,28 @@ from bigmap.models import (
     find_model,
     refuse_random,
 )
+from bigmap.models.dry_pass import PassSize, count_pass_bytes
+from bigmap.models.layers import count_weight_bytes
 from bigmap.quality import DateRule, MaskRule
 from bigmap.store import LayerTemplate, MapTemplate
+from bigmap.worker_memory import (
+    APPLYING_BYTES,
+    PREPARED_BYTES,
+    SAMPLING_BYTES,
+    CanvasLoad,
+    CellLoad,
+    count_peak_bytes,
+)
 
 CONTEXT_CELLS = 3
 """Items are searched this many cells beyond the area: cells choose their dates as wholes, and
 windows at the edge see their neighbours."""
 MOST_BLOCKS = 1_000_000
 """Ten times a map of Europe."""
+WEIGHT_COPIES = 2
+"""While a worker builds a model: as it is trained, and as it predicts."""
+PLANS = 6
+"""Of resampling, kept for the grids of the files that cells in hand lie in: pixel sizes and kinds."""
 REMOTE_READS = 16
 LOCAL_READS = 2
 LOCAL_HOST = "://"
@@ -299,26 +313,50 @@ class Plan:
 
     def memory_gb(self) -> float:
         """Estimate a worker's peak memory: each block in hand, and one that predicts."""
-        (_, per_cell), layer_bytes = self._dates(), self._layer_bytes()
-        lattice, spec, bands = self.lattice, self.model.spec, len(self.model.spec.bands)
-        window_px = (lattice.cell_px + 2 * self.halo_px) ** 2
-        block_px = (lattice.block_px * lattice.upscale) ** 2
-        channels = len(spec.legend) + sum(max(1, len(x.channels)) for x in spec.extra_layers)
-        # Stacking holds a cell twice; masks are two booleans per item.
-        cell = window_px * (per_cell * bands * 2 * 2 + self.most_items() * 2)
-        canvas = block_px * (4 * len(self.layers) + layer_bytes)
-        if self.windowing.overlap == "blend":
-            canvas += block_px * 4 * (2 * channels + 1)
-        # Plans of resampling are kept for a few file grids; finer files are read with all they
-        # hold below a cell, by several threads at once.
-        plans = 6 * 24 * window_px
+        lattice, spec, (days, dates) = self.lattice, self.model.spec, self._dates()
+        masks = self.most_items()
+        cell = CellLoad(
+            pixels=(lattice.cell_px + 2 * self.halo_px) ** 2,
+            bands=len(spec.bands),
+            dates=dates,
+            items=dates * math.ceil(masks / max(days, 1)),
+            masks=masks,
+        )
+        canvas = CanvasLoad(
+            (lattice.block_px * lattice.upscale) ** 2,
+            spec,
+            self.layers,
+            blends=self.windowing.overlap == "blend",
+        )
+        blocks = self.recipe.cluster.blocks_per_worker
+        shared = WEIGHT_COPIES * count_weight_bytes(self.model) + self._resampling_bytes(cell)
+        peak = count_peak_bytes(
+            cell, canvas, pass_bytes=self._pass_bytes(dates), shared_bytes=shared, blocks=blocks
+        )
+        return peak / 1e9
+
+    def _pass_bytes(self, dates: int) -> float:
+        """Return what the model takes for a batch of windows; on a GPU it is the GPU's."""
+        if self.windowing.device == "cuda":
+            return 0.0
+        lattice = self.lattice
+        size = PassSize(
+            windows=min(self.windowing.batch_windows, (lattice.cell_px // lattice.core_px) ** 2),
+            dates=dates,
+            side_px=lattice.core_px + 2 * self.halo_px,
+            precision=self.windowing.precision,
+        )
+        samples = size.windows * dates * len(self.model.spec.bands) * size.side_px**2
+        return max(count_pass_bytes(optimise(self.model), size), PREPARED_BYTES * samples)
+
+    def _resampling_bytes(self, cell: CellLoad) -> float:
+        """Return what plans of resampling take, and threads that apply them."""
+        method = SAMPLING_BYTES[self.recipe.reading.resampling]
         pixels_m = [abs(asset.transform[0]) for asset in self._first_assets()]
-        finer = max([1.0] + [(lattice.gsd_m / pixel_m) ** 2 for pixel_m in pixels_m])
-        sources = self._read_threads() * 8 * window_px * finer if finer > 1 else 0
-        side_px = lattice.core_px + 2 * self.halo_px
-        batch = self.windowing.batch_windows * side_px**2 * per_cell * max(bands, 16) * 4 * 4
-        in_hand = self.recipe.cluster.blocks_per_worker
-        return (0.5e9 + plans + in_hand * (cell + canvas + sources) + batch) / 1e9
+        # Finer files are read with all they hold below a cell.
+        finer = max([1.0] + [(self.lattice.gsd_m / pixel_m) ** 2 for pixel_m in pixels_m])
+        threads = self._read_threads() * self.recipe.cluster.blocks_per_worker
+        return cell.pixels * (PLANS * method + threads * (APPLYING_BYTES + 8 * (finer - 1)))
 
     def _first_assets(self) -> list[AssetRow]:
         return [asset for row in self.catalogue.rows[:1] for asset in row.assets.values()]

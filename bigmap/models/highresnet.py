@@ -131,11 +131,12 @@ class HighResNet(nn.Module):
         slots = 1 << count_rounds(int(views.max()))
         is_valid = torch.arange(slots, device=dates.device) < views[:, None]
         state = encoded.new_zeros(*is_valid.shape, *encoded.shape[1:])
-        state[is_valid] = encoded
+        # Places, not masks: their number is known before the values are, as a dry pass needs it.
+        state[is_valid.nonzero(as_tuple=True)] = encoded
         while slots > 1:
             slots //= 2
             first, second = state[:, :slots], state[:, slots:].flip(1)
-            paired = is_valid[:, slots:].flip(1)
+            paired = is_valid[:, slots:].flip(1).nonzero(as_tuple=True)
             fused = self.fusion(torch.cat([first[paired], second[paired]], dim=1))
             added = torch.zeros_like(first)
             added[paired] = fused.to(added.dtype)

@@ -105,6 +105,11 @@ def count_parameters(model: nn.Module) -> int:
     return sum(each.numel() for each in model.parameters() if each.requires_grad)
 
 
+def count_weight_bytes(model: nn.Module) -> int:
+    """Return the size of all parameters and buffers."""
+    return sum(each.nbytes for each in [*model.parameters(), *model.buffers()])
+
+
 def sum_over_dates(values: Tensor, dates: Tensor) -> Tensor:
     """Add up valid dates one by one, (batch, time, ...) to (batch, ...).
 
