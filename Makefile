@@ -16,7 +16,7 @@ REPORTS := build/reports
 RUN_BBOX ?= 0.60,41.62,0.63,41.645
 RUN_MAP := maps/catalonia-trial.zarr
 
-.PHONY: help install install-services run test test-slow test-services test-long bench lint format schema clean
+.PHONY: help install install-services run test test-slow test-fuzz test-services test-long bench lint format schema clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -47,6 +47,9 @@ test: install  ## the fast tests, under 5 minutes
 
 test-slow: install  ## networks trained and run, processes killed, ten thousand blocks
 	$(PYTEST) -n 2 --dist loadfile -m '(slow or training) and not long' --junitxml $(REPORTS)/slow.xml
+
+test-fuzz: install  ## two thousand mutated inputs; python -m tests.fuzz gives as many as wanted
+	$(PYTEST) -m 'fuzz and not long' --junitxml $(REPORTS)/fuzz.xml
 
 test-services: install install-services  ## tests against a real HTTP server, S3 endpoint and STAC API
 	$(PYTEST) -m 'services and not long' --junitxml $(REPORTS)/services.xml
