@@ -14,7 +14,7 @@ from bigmap.config import parse_yaml
 from bigmap.errors import ModelError
 from bigmap.models import OptionValue, Training, build_model, find_model, list_models, read_card
 from bigmap.models.facts import ModelFacts, describe_class, describe_model, facts_dict
-from bigmap.models.published import IMPORTERS, import_weights
+from bigmap.models.published import FORMATS, Images, describe_images, import_weights
 
 app = typer.Typer(
     help="List the models that a recipe can name, show one, import weights of others.",
@@ -88,7 +88,8 @@ def show_command(
 
 @app.command(
     "import",
-    epilog="Example: bigmap models import piunet model.pt --out weights/piunet.safetensors",
+    epilog="Example: bigmap models import piunet model.pt --out weights/piunet.safetensors "
+    "--input-scale 10000 --input-mean 2219 --input-std 1365",
 )
 def import_command(
     name: Annotated[str, typer.Argument(help="The model the weights are of.", show_default=False)],
@@ -99,19 +100,54 @@ def import_command(
         str | None, typer.Option(help="Common names of the bands, with commas between.")
     ] = None,
     data: Annotated[str, typer.Option(help="What the weights were trained on.")] = "unknown",
+    scale: Annotated[
+        float | None,
+        typer.Option("--input-scale", help="The network saw reflectance times this."),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option("--input-mean", help="Then less this, one for each band or one for all."),
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option("--input-std", help="Then divided by this, one for each band or one for all."),
+    ] = None,
 ) -> None:
-    """Turn published weights into ours, with a card."""
-    import_weights(
+    """Turn published weights into ours, with a card.
+
+    What the file does not tell must be said: the units of its images, how they were standardised,
+    and options that no tensor shows.
+    """
+    model = import_weights(
         name,
         file,
         out,
         options=parse_options(settings),
-        bands=tuple(bands.split(",")) if bands else None,
+        bands=tuple(band.strip() for band in bands.split(",")) if bands else None,
+        images=Images(
+            scale, _parse_numbers(mean, "--input-mean"), _parse_numbers(std, "--input-std")
+        ),
         data=data,
     )
     typer.echo(f"weights: {out}\ncard: {out.with_suffix('.json')}")
-    if name not in IMPORTERS:
-        typer.echo(f"note: {name} has no published names, so the file's own were taken")
+    for line in describe_images(model):
+        typer.echo(line)
+    options = ", ".join(f"{key}={value}" for key, value in model.options.items())
+    typer.echo(f"options: {options or '-'}")
+    if name not in FORMATS:
+        typer.echo(
+            f"note: {name} has no published names, so the file's own were taken; where it holds no "
+            "statistics and --input-* says none, those above are but typical ones"
+        )
+
+
+def _parse_numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ModelError(f"{option} {text!r}: write numbers with commas between") from None
 
 
 def show_facts(console: Console, facts: ModelFacts) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from bigmap.cli import main
 from bigmap.models import build_model, read_card
+from bigmap.models.layers import TYPICAL_STATISTICS
 from tests.integration.small_world import write_recipe, write_scenes
 
 OUTSIDE = '''
@@ -147,6 +148,9 @@ def test_weights_of_ones_own_training_are_imported_with_a_card(capsys, tmp_path,
     )
     assert code == 0
     assert "own.json" in text
+    red, nir = TYPICAL_STATISTICS["red"], TYPICAL_STATISTICS["nir"]
+    assert f"with red ({red[0]}, {red[1]}), nir ({nir[0]}, {nir[1]:g})" in text
+    assert "where it holds no statistics and --input-* says none, those above are" in text
     card = read_card("own.safetensors")
     assert (card.bands, card.options["size"]) == (("red", "nir"), "small")
     assert card.training.data == "my fields"
@@ -154,6 +158,25 @@ def test_weights_of_ones_own_training_are_imported_with_a_card(capsys, tmp_path,
     for name, tensor in trained.network.state_dict().items():
         assert torch.equal(loaded.network.state_dict()[name], tensor)
     assert "my fields" in call(capsys, "models", "show", "own.safetensors")[1]
+
+
+def test_an_import_says_what_it_took(capsys, tmp_path, monkeypatch):
+    """A whole model of ours, of another scale than reflectance."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(build_model("srresnet", {"size": "small"}).network.state_dict(), "own.pt")
+    command = ["models", "import", "srresnet", "own.pt", "--out", "w.safetensors"]
+    options = ["--set", "size=small", "--bands", "red, green, blue", "--input-scale", "1e4"]
+    numbers = ["--input-mean", "500,600,700", "--input-std", "1000"]
+    code, text, error = call(capsys, *command, *options, *numbers)
+    assert code == 0, error
+    assert "with red (0.05, 0.1), green (0.06, 0.1), blue (0.07, 0.1)" in text
+    assert "output: what the network gives, times deviation, plus mean" in text
+    assert "size=small" in text
+    statistics = build_model("srresnet", weights="w.safetensors").statistics
+    assert statistics.mean.tolist() == pytest.approx([0.05, 0.06, 0.07])
+    code, _, error = call(capsys, *command, *options, "--input-mean", "half")
+    assert code == 2
+    assert "--input-mean 'half': write numbers with commas between" in error
 
 
 def test_a_checkpoint_of_another_network_is_refused(capsys, tmp_path, monkeypatch):

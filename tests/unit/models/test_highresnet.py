@@ -1,5 +1,7 @@
 """HighRes-net: size, formulas, dates, halo, exactness and published weights."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from bigmap.models import build_model
 from bigmap.models.highresnet import HighResNet, HighresnetModel, find_reference
 from bigmap.models.importing import import_highresnet
 from bigmap.models.layers import count_parameters
+from bigmap.models.published import Images, describe_images, import_weights
 from bigmap.models.steady import SteadyConvTranspose2d
 from tests.unit.models.image_cases import (
     differing_windows,
@@ -313,6 +316,101 @@ def test_published_weights_give_the_published_outputs(bands):
     with torch.no_grad():
         wanted, found = published(views), ours(views, torch.ones(2, 4, dtype=torch.bool))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+PUBLISHED = {"upscale": 3, "sigmoid": False}
+
+
+def publish(folder, bands=1):
+    """Write a published checkpoint; return it and its network."""
+    torch.manual_seed(0)
+    published = Published(bands, 64, bands)
+    for parameter in published.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    torch.save({"state_dict": published.state_dict()}, folder / "HRNet.pth")
+    return folder / "HRNet.pth", published
+
+
+def test_an_imported_network_maps_reflectance_as_the_published_one_did(tmp_path):
+    """Its images were reflectance times a scale, neither standardised nor bounded."""
+    file, published = publish(tmp_path)
+    out = tmp_path / "new" / "w.safetensors"
+    import_weights(
+        "highres-net", file, out, options=PUBLISHED, bands=("nir",), images=Images(scale=0.03)
+    )
+    model = build_model("highres-net", weights=str(out))
+    views = torch.rand(2, 4, 1, 14, 14)
+    with torch.no_grad():
+        wanted = published(0.03 * views) / 0.03
+        found = model(views, torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 4, 14, 14).bool())
+    torch.testing.assert_close(found["image"], wanted, atol=1e-4, rtol=1e-5)
+    assert (wanted < 0).any(), "or a sigmoid would not show"
+    card = json.loads(out.with_suffix(".json").read_text())["properties"]
+    (scaling,) = card["mlm:input"][0]["value_scaling"]
+    assert (scaling["mean"], scaling["stddev"]) == (0.0, pytest.approx(1 / 0.03))
+    assert card["mlm:hyperparameters"] | PUBLISHED == card["mlm:hyperparameters"]
+
+
+def test_a_bounded_network_is_imported_with_its_sigmoid(tmp_path):
+    file, published = publish(tmp_path, bands=3)
+    model = import_weights(
+        "highres-net", file, tmp_path / "w.safetensors", options=PUBLISHED | {"sigmoid": True},
+        images=Images(scale=1.0),
+    )  # fmt: skip
+    views = torch.rand(1, 2, 3, 14, 14)
+    with torch.no_grad():
+        found = model(views, torch.ones(1, 2, dtype=torch.bool), torch.ones(1, 2, 14, 14).bool())
+        wanted = published(views).sigmoid()
+    torch.testing.assert_close(found["image"], wanted, atol=1e-5, rtol=0)
+    assert describe_images(model)[-1] == (
+        "output: what the network gives, its sigmoid, taken as reflectance"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "images", "message"),
+    [
+        ({"sigmoid": False}, Images(1.0), "does not tell the upscale of its network; add --set up"),
+        ({"upscale": 3}, Images(1.0), "does not tell the sigmoid .* --set sigmoid=VALUE"),
+        (PUBLISHED, Images(), "does not tell the units of its images; add --input-scale"),
+        (PUBLISHED, None, "does not tell the units of its images; add --input-scale"),
+        (PUBLISHED, Images(0.0), "--input-scale: 0 is not finite and above 0"),
+        (PUBLISHED, Images(float("nan")), "--input-scale: nan is not finite and above 0"),
+        (PUBLISHED, Images(1.0, (0.1,)), "--input-mean and --input-std belong together"),
+        (PUBLISHED, Images(1.0, (0.1, 0.1), (1.0,)), "--input-mean: 2 numbers are given for 1 ban"),
+        (PUBLISHED, Images(1.0, (0.1,), (-1.0,)), "--input-std: -1 is not finite and above 0"),
+        (PUBLISHED | {"sigmoid": True}, Images(10.0), "--input-scale 10 does not go with that"),
+    ],
+)
+def test_what_an_import_cannot_know_must_be_said(tmp_path, options, images, message):
+    file, _ = publish(tmp_path)
+    out = tmp_path / "w.safetensors"
+    with pytest.raises(ModelError, match=message):
+        import_weights("highres-net", file, out, options=options, bands=("nir",), images=images)
+    assert not out.exists()
+
+
+def test_a_spoilt_checkpoint_is_not_imported(tmp_path):
+    file, published = publish(tmp_path)
+    with torch.no_grad():
+        published.decode.final.bias.fill_(torch.nan)
+    torch.save(published.state_dict(), file)
+    with pytest.raises(ModelError, match=r"HRNet.pth: tensor network\.decoder\.2\.bias holds NaN"):
+        import_weights(
+            "highres-net", file, tmp_path / "w.safetensors", options=PUBLISHED, bands=("nir",),
+            images=Images(1.0),
+        )  # fmt: skip
+
+
+def test_halves_are_imported_as_floats(tmp_path):
+    file, published = publish(tmp_path)
+    torch.save(published.half().state_dict(), file)
+    model = import_weights(
+        "highres-net", file, tmp_path / "w.safetensors", options=PUBLISHED, bands=("nir",),
+        images=Images(1.0),
+    )  # fmt: skip
+    assert model.network.decoder[2].weight.dtype == torch.float32
+    assert torch.equal(model.network.decoder[2].weight, published.decode.final.weight.float())
 
 
 def test_tensors_too_many_or_too_few_are_named():

@@ -4,12 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bigmap.errors import ModelError
 from bigmap.models import read_tensors, save_weights
 from bigmap.models.composites import compose
 from bigmap.models.highresnet import HighresnetModel
 from bigmap.models.hrnet import HRNet
 from bigmap.models.layers import count_parameters, upsample_bicubic
 from bigmap.models.pipelines import VIEWS, SrHrnetModel, pick_clearest_views
+from bigmap.models.published import Images, import_weights
 from bigmap.models.srresnet import SrresnetModel
 from tests.unit.models.single_image_cases import all_clear, compute, render_pair
 
@@ -136,6 +138,27 @@ def test_weights_hold_each_tensor_once(tmp_path):
     model = SrHrnetModel(size="small", views="multi")
     save_weights(model, tmp_path / "weights.safetensors")
     assert set(read_tensors(tmp_path / "weights.safetensors")) == set(model.state_dict())
+
+
+def test_an_import_leaves_no_part_random(tmp_path):
+    """The weights of HRNet alone are not those of a model that super-resolves first."""
+    torch.save(SrHrnetModel(size="small", views="single").network.state_dict(), tmp_path / "a.pt")
+    options = {"size": "small", "views": "single"}
+    with pytest.raises(ModelError, match=r"tensor resolver\..* is missing, which sr-hrnet has"):
+        import_weights("sr-hrnet", tmp_path / "a.pt", tmp_path / "w.safetensors", options=options)
+    whole = SrHrnetModel(**options)
+    whole.statistics.set([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    torch.save(whole.state_dict(), tmp_path / "b.pt")
+    import_weights("sr-hrnet", tmp_path / "b.pt", tmp_path / "w.safetensors", options=options)
+    written = read_tensors(tmp_path / "w.safetensors")
+    assert written.keys() == whole.state_dict().keys()
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(written[name], tensor)
+    with pytest.raises(ModelError, match="holds the statistics of its images; leave --input-scale"):
+        import_weights(
+            "sr-hrnet", tmp_path / "b.pt", tmp_path / "w.safetensors", options=options,
+            images=Images(scale=2.0),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", [{"size": "large"}, {"views": "five"}])

@@ -11,6 +11,7 @@ from bigmap.errors import ModelError
 from bigmap.models.importing import import_piunet
 from bigmap.models.layers import count_parameters, fold_norms
 from bigmap.models.piunet import PackedDates, PIUnet, PiunetModel
+from bigmap.models.published import Images, describe_images, import_weights
 from tests.unit.models.simulated_window import make_window
 
 CHANNELS, UNITS = 16, 2
@@ -157,6 +158,40 @@ def test_a_published_checkpoint_gives_the_published_output():
     assert (log_scale - wanted_scale).abs().max() < 1e-5
     assert wanted_image.std() > 0.05
     assert wanted_scale.std() > 0.05
+
+
+def test_an_imported_network_maps_reflectance_as_the_published_one_did(tmp_path):
+    """Its images were digital numbers, standardised."""
+    torch.manual_seed(3)
+    state = disturb(Published(16, 4)).state_dict()
+    torch.save(state, tmp_path / "model.pt")
+    scale, mean, std = 10_000.0, 2000.0, 1500.0
+    model = import_weights(
+        "piunet", tmp_path / "model.pt", tmp_path / "w.safetensors", options={"size": "small"},
+        images=Images(scale, (mean,), (std,)),
+    )  # fmt: skip
+    reflectance = torch.rand(2, 4, 1, 15, 12)
+    with torch.inference_mode():
+        found = model(reflectance, all_valid(2, 4), torch.ones(2, 4, 15, 12).bool())
+        image, log_scale = run_published(state, (scale * reflectance[:, :, 0] - mean) / std)
+    wanted = (image * std + mean) / scale
+    torch.testing.assert_close(found["image"], wanted, atol=1e-4, rtol=1e-4)
+    wanted = log_scale.exp() * std / scale
+    torch.testing.assert_close(found["uncertainty"], wanted, atol=1e-4, rtol=1e-4)
+    assert describe_images(model) == [
+        "input: (reflectance - mean) / deviation, with nir (0.2, 0.15)",
+        "output: what the network gives, times deviation, plus mean",
+    ]
+    for known, message in (
+        (Images(), "does not tell the units"),
+        (Images(scale), "does not tell by which mean and deviation"),
+        (Images(scale, (mean,)), "does not tell by which mean and deviation"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            import_weights(
+                "piunet", tmp_path / "model.pt", tmp_path / "other.safetensors",
+                options={"size": "small"}, images=known,
+            )  # fmt: skip
 
 
 def test_checkpoints_of_other_networks_are_refused():
