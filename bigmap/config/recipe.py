@@ -69,6 +69,7 @@ ZONE_GROUP = re.compile(r"/utm(0[1-9]|[1-5][0-9]|60)[ns]$")
 """How the path of a zone's group ends, below that of the map."""
 MAX_CROSSING_DEGREES = 180
 """Width to which a box across the antimeridian is believed; beyond, west and east were swapped."""
+LEADING_ZERO = re.compile(r"[-+]?0[0-9][0-9_.]*")
 MAX_SHOWN = 80
 REMOTE_OUTPUTS = ("s3", "gs", "az")
 
@@ -482,7 +483,8 @@ class Recipe(Part):
 
     def to_yaml(self) -> str:
         """Write the resolved recipe as YAML that :func:`parse_recipe` reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        raw = self.model_dump(mode="json")
+        return yaml.dump(raw, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -519,11 +521,32 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-# A day stays a text, so that a wrong one is an error of its field and not of YAML.
-_StrictLoader.yaml_implicit_resolvers = {
-    first: [entry for entry in entries if not entry[0].endswith(":timestamp")]
-    for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+class _PlainDumper(yaml.SafeDumper):
+    """Quotes a text that either version of YAML would take for something else."""
+
+
+# As YAML 1.2 has it, less hexadecimals: in 1.1 010 is 8, 1:30 is 90 and a class named no is false.
+# A text where a number belongs is then an error of its field, and so is a wrong day.
+_PLAIN = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?(0|[1-9][0-9]*)",
+    "float": r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
 }
+_StrictLoader.yaml_implicit_resolvers = {}
+for _kind, _pattern in _PLAIN.items():
+    for _class in (_StrictLoader, _PlainDumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), None
+        )
+
+
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(str(loader.construct_scalar(node)))
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 SIMULATED_KEEPS = ("start", "end", "max_cloud_percent")
@@ -761,6 +784,11 @@ def _explain(error: ValidationError) -> str:
             return f"{field}: must hold fields{_contrast(first['input'])}{more}"
         case "value_error":
             return f"{field}: {first['msg'].removeprefix('Value error, ')}{more}"
+        case "int_type" | "float_type" if LEADING_ZERO.fullmatch(str(first["input"])):
+            return (
+                f"{field}: {first['input']} may be meant as octal or as decimal; write the number "
+                f"without a leading 0{more}"
+            )
     return f"{field}: {first['msg']}{_contrast(first['input'])}{more}"
 
 

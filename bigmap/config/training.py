@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, field_validator, model_validator
 
@@ -32,6 +32,14 @@ class VectorLabels(Part):
     overlaps: Literal["unlabelled", "last", "refuse"] = Field(
         "unlabelled", description="What becomes of pixels that polygons of two classes cover."
     )
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _name_values(cls, classes: Any) -> Any:
+        """Take whole numbers and truth values as texts, as an attribute's values are compared."""
+        if not isinstance(classes, dict):
+            return classes
+        return {str(key) if isinstance(key, int) else key: classes[key] for key in classes}
 
 
 class RasterLabels(Part):

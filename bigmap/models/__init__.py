@@ -235,11 +235,13 @@ def _construct(
         if setting not in taken:
             raise ModelError(f"model.{setting} cannot be chosen for {name}; leave it out")
     known = [option for option in taken if option not in chosen]
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise ModelError(
                 f"model.options.{option} is unknown to {name}; it has {', '.join(known) or 'none'}"
             )
+        if isinstance(taken[option].default, bool) and not isinstance(value, bool):
+            raise ModelError(f"model.options.{option}: is true or false, not {value!r}")
     try:
         # Random weights are the same in every process, so that workers agree. The threads of a
         # process share the generator.

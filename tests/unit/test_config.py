@@ -8,7 +8,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bigmap.config import Recipe, load_recipe, parse_recipe, write_schema
+from bigmap.config import Recipe, load_recipe, parse_recipe, parse_yaml, write_schema
 from bigmap.errors import RecipeError
 from tests.integration.small_world import raw_recipe, write_recipe
 
@@ -213,3 +213,67 @@ def test_tags_that_the_value_does_not_fit(tmp_path, tag):
     file.write_text(f"name: !!{tag} 2024-02-31")
     with pytest.raises(RecipeError, match="line 1"):
         load_recipe(file)
+
+
+@pytest.mark.parametrize("number", ["010", "0010.5", "-08"])
+def test_numbers_with_a_leading_zero_are_refused(tmp_path, number):
+    file = write_recipe(tmp_path / "r.yaml")
+    with pytest.raises(RecipeError, match=f"grid.gsd_m: {number} may be meant as octal"):
+        load_recipe(file, [f"grid.gsd_m={number}"])
+
+
+@pytest.mark.parametrize("text", ["1:30", "1_000", "0x10", "=", "<<", "no", "2024-03-01"])
+def test_what_only_some_yaml_takes_for_a_number_is_a_text(tmp_path, text):
+    assert parse_yaml(text, origin="r") == text
+    file = write_recipe(tmp_path / "r.yaml")
+    with pytest.raises(RecipeError, match=f"grid.gsd_m: .*number, not '{text}'"):
+        load_recipe(file, [f"grid.gsd_m={text}"])
+
+
+def test_plain_numbers_are_read_as_people_write_them():
+    raw = parse_yaml("[1e-4, 10, -0.5, .5, 1.5e3, true, null, ~]", origin="r")
+    assert raw == [0.0001, 10, -0.5, 0.5, 1500.0, True, None, None]
+    assert parse_yaml("!!int 010", origin="r") == 10
+
+
+def test_words_and_codes_name_classes_and_come_back_from_the_stored_recipe(tmp_path):
+    file = write_recipe(tmp_path / "r.yaml")
+    legend = "[{value: 0, name: no}, {value: 1, name: on}, {value: 2, name: 010}]"
+    classes = "{no: 0, 010: 1, 7: 2, true: 0}"
+    labels = f"{{kind: vector, file: a.gpkg, attribute: code, classes: {classes}}}"
+    samples = f"{{path: c.zarr, labels: {labels}}}"
+    recipe = load_recipe(file, [f"model.legend={legend}", f"samples={samples}", "title=1e-4 %"])
+    assert [entry.name for entry in recipe.model.legend] == ["no", "on", "010"]
+    assert recipe.samples.labels.classes == {"no": 0, "010": 1, "7": 2, "True": 0}
+    for title in ("1e-4", "010", "no", "1_0", "12:30"):
+        named = recipe.model_copy(update={"title": title})
+        again = parse_recipe(parse_yaml(named.to_yaml(), origin="r"))
+        assert again == named
+        assert yaml.safe_load(named.to_yaml())["title"] == title
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: a\nname: b", "at line 1: the key name stands twice"),
+        (b"a: &x [1]\nb: [*x, *x]", "at line 2: anchors and aliases are refused"),
+        (b"grid:\n\tcrs: 1", "at line 2: found character"),
+        ("name: ñ".encode("latin-1"), "is not a text in UTF-8"),
+        ("name: a".encode("utf-16"), "is not a text in UTF-8"),
+        (b"[" * 50_000, "too deeply nested"),
+        (b"a: 1\n---\nb: 2", "another document"),
+        (b"#" * 1_000_001, "larger than"),
+    ],
+)
+def test_files_that_are_no_recipe_end_in_one_sentence(tmp_path, content, message):
+    file = tmp_path / "r.yaml"
+    file.write_bytes(content)
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    file = write_recipe(tmp_path / "r.yaml")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_recipe(file).name == "small"

@@ -188,6 +188,7 @@ def test_a_window_does_not_depend_on_its_batch(batch):
     [
         ("nvdi", {}, "unknown; there are bicubic, "),
         ("ndvi", {"treshold": 0.3}, "model.options.treshold is unknown to ndvi; it has threshold"),
+        ("spinet", {"fusion": "no"}, "model.options.fusion: is true or false, not 'no'"),
         ("ndvi", {"threshold": 3.0}, "threshold 3.0 is not an NDVI"),
         ("small-conv", {"width": 0}, "width 1 to 256"),
     ],
