@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
-import pyogrio.errors
 import shapely
 from pyproj import CRS, Proj
 from pyproj.exceptions import ProjError
 from shapely.geometry.base import BaseGeometry
 
-from bigmap.errors import BigmapError, EmptyAreaError, RecipeError
+from bigmap.errors import EmptyAreaError, RecipeError
 from bigmap.grid import Area
+from bigmap.vectors import open_vector, take_polygons
 
 LONLAT = "EPSG:4326"
 EDGE_DEG = 0.05
@@ -27,6 +26,7 @@ UTM_SOUTH, UTM_NORTH = -80, 84
 STRIP_EDGE_DEG = 0.002
 NEAR_ZONE_DEG = 29
 """How far from a zone's strip an area is kept whole, where all of it is too wide for the zone."""
+CHOOSE_LAYER = "set area.layer"
 CLIP_FIELD = "area.clip_bbox (--bbox)"
 FAR_DEG = 30
 """How far east or west of a CRS's own area it may be used: countries wider than a UTM zone are."""
@@ -39,6 +39,7 @@ def read_area(
     crs: str,
     bbox: Sequence[float] | None = None,
     file: str | None = None,
+    layer: str | None = None,
     buffer_m: float = 0.0,
     clip_bbox: Sequence[float] | None = None,
     utm_zone: str | None = None,
@@ -51,6 +52,8 @@ def read_area(
         Projected CRS in metres.
     bbox, file
         One of both: west, south, east, north in degrees, or a vector file with polygons.
+    layer
+        Of a file with several; by default a file must have one. A KML's folders are united.
     buffer_m
         How much to grow it, in metres.
     clip_bbox
@@ -67,7 +70,7 @@ def read_area(
     if bbox is not None:
         given, field = _box(bbox), "area.bbox"
     else:
-        given, field = _read_polygons(file or ""), f"area.file: {file}"
+        given, field = _read_polygons(file or "", layer), f"area.file: {file}"
     outline = _project(_reduce(given, crs, utm_zone), crs, field=field)
     if buffer_m:
         outline = outline.buffer(buffer_m)
@@ -89,6 +92,7 @@ def list_utm_zones(
     *,
     bbox: Sequence[float] | None = None,
     file: str | None = None,
+    layer: str | None = None,
     buffer_m: float = 0.0,
     clip_bbox: Sequence[float] | None = None,
 ) -> list[str]:
@@ -99,7 +103,7 @@ def list_utm_zones(
 
     Parameters
     ----------
-    bbox, file, buffer_m, clip_bbox
+    bbox, file, layer, buffer_m, clip_bbox
         As for :func:`read_area`.
 
     Raises
@@ -108,7 +112,9 @@ def list_utm_zones(
         If the file cannot be read, or the AOI lies beyond 84 degrees north or 80 south.
     """
     field = "area.bbox" if bbox is not None else f"area.file: {file}"
-    outline = _in_degrees(_box(bbox) if bbox is not None else _read_polygons(file or ""), field)
+    outline = _in_degrees(
+        _box(bbox) if bbox is not None else _read_polygons(file or "", layer), field
+    )
     if clip_bbox is not None:
         outline = outline.intersection(shapely.union_all(_box(clip_bbox).values))
         if outline.is_empty:
@@ -259,40 +265,14 @@ def _suits(crs: str, places: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     return suits
 
 
-def read_vector(
-    file: str, *, where: str, error: type[BigmapError] = RecipeError
-) -> gpd.GeoDataFrame:
-    """Read a vector file whole, in any format and CRS.
-
-    Parameters
-    ----------
-    where
-        Names the setting and the file in messages.
-    error
-        Raised where the file cannot be read or has no CRS.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            is_parquet = file.lower().endswith((".parquet", ".geoparquet"))
-            frame = gpd.read_parquet(file) if is_parquet else gpd.read_file(file)
-    except FileNotFoundError:
-        raise error(f"{where}: no such file") from None
-    except (pyogrio.errors.DataSourceError, OSError, ValueError) as failure:
-        missing = "no such file" in str(failure).lower()
-        reason = "no such file" if missing else "is not a vector file that can be read"
-        raise error(f"{where}: {reason}") from None
-    if not isinstance(frame, gpd.GeoDataFrame) or frame.crs is None:
-        raise error(f"{where}: has no CRS, so its place is unknown; assign one")
-    return frame
-
-
-def _read_polygons(file: str) -> gpd.GeoSeries:
-    frame = read_vector(file, where=f"area.file: {file}")
-    is_polygon = frame.geom_type.isin(["Polygon", "MultiPolygon"]) & ~frame.geometry.is_empty
-    if not is_polygon.any():
-        raise RecipeError(f"area.file: {file}: holds no polygons")
-    polygons: gpd.GeoSeries = frame.geometry[is_polygon].make_valid()
+def _read_polygons(file: str, layer: str | None) -> gpd.GeoSeries:
+    where = f"area.file: {file}"
+    source = open_vector(file, layer, where=where, choose=CHOOSE_LAYER, error=RecipeError)
+    frame = source.read(columns=[])
+    polygons = gpd.GeoSeries(take_polygons(frame.geometry.to_numpy()), crs=frame.crs)
+    polygons = polygons[~polygons.is_empty]
+    if polygons.empty:
+        raise RecipeError(f"{where}: holds no polygons")
     # Edges are straight in the file's own coordinates, whatever grid they are projected to. Wild
     # numbers are refused later; until then they must not be cut into millions of edges.
     step, most = (EDGE_DEG, 720) if frame.crs.is_geographic else (EDGE_M, 1e8)

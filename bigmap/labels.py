@@ -7,7 +7,8 @@ most frequent of the values below a pixel, or by the nearest where their pixels 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,28 +17,33 @@ from typing import Any, Literal, Protocol
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
-import pyogrio
-import pyogrio.errors
 import pystac
-import rasterio
+import rasterio.crs
 import rasterio.features
 import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader, MemoryFile
 from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
 
 from bigmap import simulate
-from bigmap.errors import SamplesError
+from bigmap.cube.reading import Access, open_raster
+from bigmap.errors import ReadError, SamplesError
+from bigmap.vectors import VectorFile, name_values, normalise, open_vector, take_polygons
 
 UNLABELLED = 255
+LABEL_ACCESS = Access(unsigned_s3=False)
+MOST_VALUES, OPAQUE = 65_536, 65_535
+HALF_TURN = 180.0
+SCAN_PX = 2048
+"""Side of the pieces in which rasters are looked through before any work."""
 FINE_M = 2.5
 """Pixel size of the simulated truth."""
-SAMPLE_PX = 512
-"""Side to which a raster is reduced to look at its values before any work."""
 SIMULATED_VALUES = {"cropland": (0, 1), "building": (0, 1)}
 """Values of truth layers whose classes are always these; others follow the legend."""
 
@@ -68,6 +74,7 @@ def open_labels(
     class_values: Sequence[int],
     bounds: Bounds,
     seed: int = 0,
+    least_classes: int = 1,
 ) -> LabelReader:
     """Check labels and make what reads them.
 
@@ -83,6 +90,8 @@ def open_labels(
         Left, bottom, right, top of the area in ``crs``.
     seed
         Of the simulated world.
+    least_classes
+        How many rasters must hold in the area; nothing can be learnt from one.
 
     Raises
     ------
@@ -96,7 +105,7 @@ def open_labels(
             values = [*fields["classes"].values()]
             values += [] if fields["background"] is None else [fields["background"]]
         case "raster":
-            reader = _open_rasters(fields, crs, bounds, class_values)
+            reader = _open_rasters(fields, crs, bounds, class_values, least_classes)
             values = list((fields["classes"] or {}).values())
         case _:
             reader = SimulatedLabelReader(fields["layer"], seed, crs)
@@ -114,30 +123,35 @@ def open_labels(
 class VectorLabelReader:
     """Polygons of a file, rasterised."""
 
-    file: str
-    layer: str | None
+    source: VectorFile
     attribute: str | None
     classes: Mapping[str, int]
+    """By the values of the attribute, with accents composed."""
     background: int | None
     overlaps: Literal["unlabelled", "last", "refuse"]
-    file_crs: str
     crs: str
     loaded: tuple[tuple[int, Any], ...] | None = None
     """Class and polygon in ``crs``, in the order of the file, of a region that was loaded."""
 
     def near(self, bounds: Bounds) -> VectorLabelReader:
         """Load the polygons of a region."""
-        frame = _read_frame(self.file, self.layer, self.attribute, self.locate_in_file(bounds))
-        frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
+        frame = self.read_frame(bounds)
         values = name_values(frame[self.attribute]) if self.attribute else [None] * len(frame)
         only = next(iter(self.classes.values()))
-        polygons = shapely.make_valid(frame.to_crs(self.crs).geometry.to_numpy())
+        polygons = take_polygons(frame.to_crs(self.crs).geometry.to_numpy())
         loaded = [
             (only if value is None else self.classes[value], polygon)
             for value, polygon in zip(values, polygons, strict=True)
-            if value is None or value in self.classes
+            if (value is None or value in self.classes) and not polygon.is_empty
         ]
         return replace(self, loaded=tuple(loaded))
+
+    def read_frame(self, bounds: Bounds) -> gpd.GeoDataFrame:
+        """Read what lies in a region, with a margin for its curvature in the file's CRS."""
+        left, bottom, right, top = transform_bounds(bounds, self.crs, self.source.crs)
+        margin = 0.01 * max(right - left, top - bottom)
+        box = left - margin, bottom - margin, right + margin, top + margin
+        return self.source.read(bounds=box, columns=[self.attribute] if self.attribute else [])
 
     def read(self, geobox: GeoBox) -> UInt8Array:
         """Rasterise at pixel centres; where classes overlap, by the recipe's rule."""
@@ -158,19 +172,12 @@ class VectorLabelReader:
             if self.overlaps == "refuse":
                 x, y = _centre_of(geobox, *np.argwhere(covered > 1)[0])
                 raise SamplesError(
-                    f"samples.labels.file: {self.file}: polygons of two classes overlap at x={x:g} "
-                    f"y={y:g} ({self.crs}); mend them, or set samples.labels.overlaps"
+                    f"{self.source.where}: polygons of two classes overlap at "
+                    f"x={x:.12g} y={y:.12g} ({self.crs}); mend them, or set samples.labels.overlaps"
                 )
             last = _burn([(polygon, value) for value, polygon in inside], geobox)
             labels = np.where(covered > 1, last, labels).astype(np.uint8)
         return labels
-
-    def locate_in_file(self, bounds: Bounds) -> Bounds:
-        """Return a box around a region in the CRS of the file, with a margin for its curvature."""
-        transformer = Transformer.from_crs(self.crs, self.file_crs, always_xy=True)
-        left, bottom, right, top = transformer.transform_bounds(*bounds, densify_pts=21)
-        margin = 0.01 * max(right - left, top - bottom)
-        return left - margin, bottom - margin, right + margin, top + margin
 
 
 def _burn(shapes: list[tuple[Any, int]], geobox: GeoBox) -> UInt8Array:
@@ -182,34 +189,37 @@ def _burn(shapes: list[tuple[Any, int]], geobox: GeoBox) -> UInt8Array:
 
 
 def _open_vector(fields: Mapping[str, Any], crs: str, bounds: Bounds) -> VectorLabelReader:
-    file, attribute, classes = fields["file"], fields["attribute"], fields["classes"]
+    file, classes = fields["file"], fields["classes"]
     where = f"samples.labels.file: {file}"
-    columns, file_crs = _describe_vector(file, fields["layer"])
-    if file_crs is None:
-        raise SamplesError(f"{where}: has no CRS, so its place is unknown; assign one")
-    if attribute is None and len(classes) > 1:
+    source = open_vector(
+        file, fields["layer"], where=where, choose="set samples.labels.layer", error=SamplesError
+    )
+    if fields["attribute"] is None and len(classes) > 1:
         raise SamplesError("samples.labels.attribute: is needed to tell several classes apart")
-    if attribute is not None and attribute not in columns:
+    attribute = source.find_column(fields["attribute"]) if fields["attribute"] else None
+    if attribute is None and fields["attribute"] is not None:
         raise SamplesError(
-            f"samples.labels.attribute: {file} has no attribute {attribute}; it has "
-            f"{', '.join(columns) or 'none'}"
+            f"samples.labels.attribute: {file} has no attribute {fields['attribute']}; it has "
+            f"{', '.join(source.columns) or 'none'}"
         )
     if len({*classes.values(), fields["background"]} - {None}) < 2:
         raise SamplesError(
             "samples.labels.classes: all labels are of one class, from which nothing can be "
             "learnt; give samples.labels.background, or map the attribute to several classes"
         )
-    reader = VectorLabelReader(**fields, file_crs=file_crs, crs=crs)
+    classes = {normalise(value): class_value for value, class_value in classes.items()}
+    reader = VectorLabelReader(
+        source, attribute, classes, fields["background"], fields["overlaps"], crs
+    )
     if attribute is not None:
-        found = set(name_values(_read_attribute(file, fields["layer"], attribute)))
+        found = set(name_values(source.read_attribute(attribute)))
         absent = sorted(set(classes) - found)
         if absent:
             raise SamplesError(
                 f"samples.labels.classes: no polygon of {file} has {attribute} {absent[0]!r}; "
                 f"there are {', '.join(map(repr, sorted(found)[:20]))}"
             )
-    frame = _read_frame(file, fields["layer"], attribute, reader.locate_in_file(bounds))
-    kinds = set(frame.geometry.dropna().geom_type)
+    kinds = set(reader.read_frame(bounds).geom_type)
     if kinds - {"Polygon", "MultiPolygon", "GeometryCollection"}:
         raise SamplesError(f"{where}: holds {min(kinds)}s; labels need polygons")
     if not len(reader.near(bounds).loaded or ()):
@@ -217,67 +227,63 @@ def _open_vector(fields: Mapping[str, Any], crs: str, bounds: Bounds) -> VectorL
     return reader
 
 
-def name_values(values: Any) -> list[str]:
-    """Return values of an attribute as the recipe writes them; whole numbers without a point."""
-    return [
-        str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-        for value in values
-    ]
+@dataclass(frozen=True)
+class RasterFile:
+    """Where a raster lies."""
+
+    path: str
+    crs: str
+    """As WKT."""
+    bounds: Bounds
+    """Left, bottom, right, top of all its corners in ``crs``."""
+
+    def find_turns(self, bounds: Bounds, crs: str) -> list[Turn]:
+        """Return how to lay it around the Earth so that it reaches into a region; none if not."""
+        left, bottom, right, top = transform_bounds(bounds, crs, self.crs)
+        if not math.isfinite(left + bottom + right + top):
+            return []
+        west, south, east, north = self.bounds
+        if south > top or north < bottom:
+            return []
+        # PROJ counts longitudes from -180 to 180; only what lies beyond needs more than that.
+        if max(-west, east, -left, right) <= HALF_TURN or not _is_in_degrees(self.crs):
+            return [Turn()] if west <= right and east >= left else []
+        shifts = (turns * 2 * HALF_TURN for turns in (-2, -1, 0, 1, 2))
+        return [
+            Turn(shift, (left + right) / 2)
+            for shift in shifts
+            if west + shift <= right and east + shift >= left
+        ]
 
 
-def _is_parquet(file: str) -> bool:
-    return Path(file).suffix in (".parquet", ".geoparquet")
+@dataclass(frozen=True)
+class Turn:
+    """How a raster in degrees is laid around the Earth."""
 
+    shift: float = 0.0
+    """Added to its longitudes."""
+    centre: float | None = None
+    """Longitude around which they count, None for the usual one."""
 
-@lru_cache(maxsize=2)
-def _load_parquet(file: str, stamp: float) -> gpd.GeoDataFrame:
-    """Read a GeoParquet file whole: it has no index that all writers give it."""
-    del stamp
-    return gpd.read_parquet(file)
+    def transform_of(self, source: DatasetReader) -> Affine:
+        """Return the moved transform of a raster."""
+        moved: Affine = Affine.translation(self.shift, 0) * source.transform
+        return moved
 
+    def options(self, source: DatasetReader) -> dict[str, Any]:
+        """Return how GDAL is told."""
+        if self.centre is None:
+            return {}
+        wkt = source.crs.to_wkt(version="WKT1_GDAL").removesuffix("]")
+        centred = rasterio.crs.CRS.from_wkt(f'{wkt},EXTENSION["CENTER_LONG","{self.centre:.6f}"]]')
+        return {"src_crs": centred, "src_transform": self.transform_of(source)}
 
-_VECTOR_ERRORS = (
-    pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError, ValueError,
-)  # fmt: skip
-
-
-def _parquet(file: str) -> gpd.GeoDataFrame:
-    return _load_parquet(file, Path(file).stat().st_mtime)
-
-
-def _describe_vector(file: str, layer: str | None) -> tuple[list[str], str | None]:
-    """Return the attributes of a file and its CRS as WKT."""
-    try:
-        if _is_parquet(file):
-            frame = _parquet(file)
-            columns = [name for name in frame.columns if name != frame.geometry.name]
-            return columns, frame.crs.to_wkt() if frame.crs else None
-        info = pyogrio.read_info(file, layer=layer)
-        crs = CRS.from_user_input(info["crs"]).to_wkt() if info["crs"] else None
-    except (*_VECTOR_ERRORS, ProjError) as error:
-        raise SamplesError(f"samples.labels.file: {file}: cannot be read ({error})") from None
-    return list(info["fields"]), crs
-
-
-def _read_attribute(file: str, layer: str | None, attribute: str) -> Any:
-    if _is_parquet(file):
-        return _parquet(file)[attribute]
-    frame = pyogrio.read_dataframe(file, layer=layer, columns=[attribute], read_geometry=False)
-    return frame[attribute]
-
-
-def _read_frame(
-    file: str, layer: str | None, attribute: str | None, bounds: Bounds
-) -> gpd.GeoDataFrame:
-    """Read the polygons that meet a box in the file's CRS."""
-    try:
-        if _is_parquet(file):
-            frame = _parquet(file)
-            return frame.iloc[np.sort(frame.sindex.query(shapely.box(*bounds)))]
-        columns = [attribute] if attribute else []
-        return pyogrio.read_dataframe(file, layer=layer, columns=columns, bbox=bounds)
-    except _VECTOR_ERRORS as error:
-        raise SamplesError(f"samples.labels.file: {file}: cannot be read ({error})") from None
+    def count(self, longitudes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Count longitudes around the centre."""
+        if self.centre is None:
+            return longitudes
+        start = self.centre - HALF_TURN
+        return (longitudes - start) % (2 * HALF_TURN) + start
 
 
 @dataclass(frozen=True)
@@ -287,86 +293,164 @@ class RasterLabelReader:
     Values that are no class are unlabelled.
     """
 
-    files: tuple[str, ...]
-    boxes: tuple[Bounds, ...]
-    """Of the files, in ``crs``."""
-    table: tuple[int, ...]
-    """Class of each value from 0 to 255, 255 where unlabelled."""
+    files: tuple[RasterFile, ...]
+    classes: tuple[tuple[int, int], ...]
+    """Values and their classes, in rising order."""
     crs: str
 
     def near(self, bounds: Bounds) -> RasterLabelReader:
         """Keep the files that meet a region."""
-        meets = shapely.intersects(shapely.box(*np.array(self.boxes).T), shapely.box(*bounds))
-        kept = np.flatnonzero(meets)
-        return replace(
-            self,
-            files=tuple(self.files[index] for index in kept),
-            boxes=tuple(self.boxes[index] for index in kept),
-        )
+        files = tuple(file for file in self.files if file.find_turns(bounds, self.crs))
+        return replace(self, files=files)
 
     def read(self, geobox: GeoBox) -> UInt8Array:
         """Warp the files onto a grid."""
         labels = np.full(geobox.shape, UNLABELLED, dtype=np.uint8)
-        table = np.array(self.table, dtype=np.uint8)
-        for file in self.near(_bounds_of(geobox)).files if self.files else ():
-            values, has_data = _warp(file, geobox)
-            found = np.where(has_data, table[values], UNLABELLED)
-            labels = np.where(labels == UNLABELLED, found, labels).astype(np.uint8)
+        for file in self.files:
+            for turn in file.find_turns(_bounds_of(geobox), self.crs):
+                values, has_data = _warp(file, geobox, turn)
+                found = np.where(has_data, self.classify(values), UNLABELLED)
+                labels = np.where(labels == UNLABELLED, found, labels).astype(np.uint8)
         return labels
 
+    def classify(self, values: npt.NDArray[Any]) -> UInt8Array:
+        """Return the classes of values, 255 where they are none."""
+        known, classes = np.array(self.classes).T
+        place = np.searchsorted(known, values).clip(max=len(known) - 1)
+        return np.where(known[place] == values, classes[place], UNLABELLED).astype(np.uint8)
 
-def _warp(file: str, geobox: GeoBox) -> tuple[UInt8Array, npt.NDArray[np.bool_]]:
-    """Read a raster on a grid by the most frequent value; values beyond uint8 count as no data."""
+
+@contextmanager
+def _open_raster(file: str) -> Iterator[DatasetReader]:
     try:
-        with rasterio.open(file) as source:
-            ratio = _size_ratio(source, geobox)
-            with WarpedVRT(
-                source, crs=str(geobox.crs), transform=geobox.transform, width=geobox.shape[1],
-                height=geobox.shape[0], resampling=Resampling.mode, tolerance=1e-9, XSCALE=ratio,
-                YSCALE=ratio, add_alpha=source.nodata is None,
-            ) as warped:  # fmt: skip
-                values = warped.read(1)
-                has_data = warped.dataset_mask() > 0
-    except (RasterioError, OSError) as error:
+        with open_raster(file, LABEL_ACCESS) as source:
+            yield source
+    except ReadError as error:
+        raise SamplesError(f"samples.labels.files: {error}") from None
+    except (RasterioError, OSError, ProjError) as error:
         raise SamplesError(f"samples.labels.files: {file}: cannot be read ({error})") from None
-    fits = (values >= 0) & (values < UNLABELLED)
-    return np.where(fits, values, 0).astype(np.uint8), has_data & fits
 
 
-def _size_ratio(source: rasterio.DatasetReader, geobox: GeoBox) -> float:
+def _warp(
+    file: RasterFile, geobox: GeoBox, turn: Turn
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Read a raster on a grid by the most frequent value."""
+    with _open_raster(file.path) as source:
+        ratio = _size_ratio(source, geobox)
+        # GDAL takes the mode of wider values as float32, and heeds one way to say nodata only.
+        if np.dtype(source.dtypes[0]).itemsize <= 2 and _count_masks(source) <= 1:
+            return _warp_dataset(source, geobox, ratio, turn)
+        window = _window_of(source, _bounds_of(geobox), str(geobox.crs), turn)
+        values, seen = source.read(1, window=window), _read_seen(source, window)
+        if not values.size:
+            return np.zeros(geobox.shape, np.uint8), np.zeros(geobox.shape, bool)
+        found, codes = np.unique(values, return_inverse=True)
+        if len(found) > MOST_VALUES:
+            raise SamplesError(
+                f"samples.labels.files: {file.path}: has more than {MOST_VALUES:,} values in one "
+                "place, which can be no classes"
+            )
+        with MemoryFile() as memory:
+            with memory.open(
+                driver="GTiff", width=values.shape[1], height=values.shape[0], count=2,
+                dtype="uint16", crs=source.crs, transform=source.window_transform(window),
+                alpha="YES",
+            ) as target:  # fmt: skip
+                target.write(codes.reshape(values.shape).astype(np.uint16), 1)
+                target.write(np.where(seen, OPAQUE, 0).astype(np.uint16), 2)
+            with memory.open() as coded:
+                chosen, has_data = _warp_dataset(coded, geobox, ratio, turn)
+    return found[np.where(has_data, chosen, 0)], has_data
+
+
+def _warp_dataset(
+    source: DatasetReader, geobox: GeoBox, ratio: float, turn: Turn
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    with WarpedVRT(
+        source, crs=str(geobox.crs), transform=geobox.transform, width=geobox.shape[1],
+        height=geobox.shape[0], resampling=Resampling.mode, tolerance=1e-9, XSCALE=ratio,
+        YSCALE=ratio, add_alpha=source.nodata is None and not _has_alpha(source),
+        **turn.options(source),
+    ) as warped:  # fmt: skip
+        return warped.read(1), warped.dataset_mask() > 0
+
+
+def _read_seen(source: DatasetReader, window: Window) -> npt.NDArray[np.bool_]:
+    """Tell where a raster has labels: by its nodata, its mask and its alpha band."""
+    seen = np.asarray(source.read_masks(1, window=window) > 0)
+    if source.nodata is not None:
+        seen &= source.read(1, window=window) != source.nodata
+    if _has_alpha(source):
+        seen &= source.read(source.count, window=window) > 0
+    return seen
+
+
+def _has_alpha(source: DatasetReader) -> bool:
+    return bool(source.colorinterp[-1] == ColorInterp.alpha) and source.count > 1
+
+
+def _count_masks(source: DatasetReader) -> int:
+    """Return in how many ways a raster says where it has no data."""
+    flags = source.mask_flag_enums[0]
+    has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+    return (source.nodata is not None) + _has_alpha(source) + has_mask
+
+
+def _window_of(source: DatasetReader, bounds: Bounds, crs: str, turn: Turn) -> Window:
+    """Return the pixels of a raster below a region, with a margin for its curvature."""
+    left, bottom, right, top = bounds
+    edge = shapely.get_coordinates(
+        shapely.box(*bounds).segmentize(max(right - left, top - bottom) / 20)
+    )
+    x, y = Transformer.from_crs(crs, source.crs.to_wkt(), always_xy=True).transform(*edge.T)
+    places = np.array(~turn.transform_of(source) * (turn.count(np.asarray(x)), np.asarray(y)))
+    low, high = np.floor(places.min(axis=1)), np.ceil(places.max(axis=1))
+    margin = np.ceil(2 + 0.01 * (high - low))
+    limit = np.array([source.width, source.height])
+    first = np.clip(low - margin, 0, limit).astype(int)
+    size = np.clip(high + margin, 0, limit).astype(int) - first
+    return Window(first[0], first[1], size[0], size[1])
+
+
+def _size_ratio(source: DatasetReader, geobox: GeoBox) -> float:
     """Return source pixels per pixel along one axis, at most 1 below which nothing is averaged."""
     crs = source.crs.to_wkt()
-    left, bottom, right, top = _bounds_of(geobox)
-    transformer = Transformer.from_crs(str(geobox.crs), crs, always_xy=True)
-    box = transformer.transform_bounds(left, bottom, right, top, densify_pts=5)
-    spans_px = (
-        (box[2] - box[0]) / abs(source.transform.a),
-        (box[3] - box[1]) / abs(source.transform.e),
-    )
+    box = transform_bounds(_bounds_of(geobox), str(geobox.crs), crs, densify_pts=5)
+    a, b, _, d, e, _ = source.transform[:6]
+    spans_px = (box[2] - box[0]) / math.hypot(a, d), (box[3] - box[1]) / math.hypot(b, e)
     ratio = max(spans_px[0] / geobox.shape[1], spans_px[1] / geobox.shape[0])
     return 1 / max(1.0, round(float(ratio), 2))
 
 
+@lru_cache(maxsize=256)
+def transform_bounds(bounds: Bounds, crs: str, to_crs: str, *, densify_pts: int = 21) -> Bounds:
+    """Return the box around a region in another CRS; its right may lie beyond 180 degrees."""
+    transformer = Transformer.from_crs(crs, to_crs, always_xy=True)
+    left, bottom, right, top = transformer.transform_bounds(*bounds, densify_pts=densify_pts)
+    if right < left and _is_in_degrees(to_crs):
+        right += 2 * HALF_TURN
+    return left, bottom, right, top
+
+
+@lru_cache(maxsize=256)
+def _is_in_degrees(crs: str) -> bool:
+    known = CRS(crs)
+    return bool(known.is_geographic and known.axis_info[0].unit_name == "degree")
+
+
 def _open_rasters(
-    fields: Mapping[str, Any], crs: str, bounds: Bounds, class_values: Sequence[int]
+    fields: Mapping[str, Any], crs: str, bounds: Bounds, class_values: Sequence[int], least: int
 ) -> RasterLabelReader:
-    files = [file for each in fields["files"] for file in _list_rasters(each)]
+    paths = [path for each in fields["files"] for path in _list_rasters(each)]
     classes = fields["classes"] or {value: value for value in class_values}
-    table = np.full(256, UNLABELLED, dtype=np.uint8)
-    for value, class_value in classes.items():
-        if not 0 <= value < UNLABELLED:
-            raise SamplesError(f"samples.labels.classes: the raster value {value} is not 0 to 254")
-        table[value] = class_value
-    boxes = [_check_raster(file, crs) for file in files]
-    reader = RasterLabelReader(
-        tuple(files), tuple(boxes), tuple(int(value) for value in table), crs
-    ).near(bounds)
+    files = tuple(_check_raster(path, fields["classes"] or {}) for path in paths)
+    reader = RasterLabelReader(files, tuple(sorted(classes.items())), crs).near(bounds)
     if not reader.files:
         raise SamplesError(
             f"samples.labels.files: none of the {len(files)} rasters lies in the area; check "
             "the CRS"
         )
-    _check_values(reader.files[0], table)
+    _check_values(reader, bounds, least=least, is_mapped=fields["classes"] is not None)
     return reader
 
 
@@ -376,7 +460,7 @@ def _list_rasters(place: str) -> list[str]:
         return [place]
     try:
         catalog = pystac.read_file(place)
-    except (OSError, ValueError, KeyError, pystac.STACError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, pystac.STACError) as error:
         raise SamplesError(f"samples.labels.files: {place}: is no STAC file ({error})") from None
     if isinstance(catalog, pystac.Item):
         items = [catalog]
@@ -396,37 +480,76 @@ def _list_rasters(place: str) -> list[str]:
     return files
 
 
-def _check_raster(file: str, crs: str) -> Bounds:
-    """Refuse a raster that cannot hold classes; returns its box in ``crs``."""
-    where = f"samples.labels.files: {file}"
-    try:
-        with rasterio.open(file) as source:
-            if source.crs is None:
-                raise SamplesError(f"{where}: has no CRS, so its place is unknown; assign one")
-            if not np.issubdtype(np.dtype(source.dtypes[0]), np.integer):
-                raise SamplesError(f"{where}: holds {source.dtypes[0]}; classes need whole numbers")
-            transformer = Transformer.from_crs(source.crs.to_wkt(), crs, always_xy=True)
-            west, south, east, north = source.bounds
-            left, bottom, right, top = transformer.transform_bounds(
-                west, south, east, north, densify_pts=21
+def _check_raster(path: str, mapped: Mapping[int, int]) -> RasterFile:
+    """Refuse a raster that cannot hold classes."""
+    where = f"samples.labels.files: {path}"
+    if Path(f"{path}.msk").exists():
+        raise SamplesError(f"{where}: has a mask in {path}.msk, which is not read; put it inside")
+    with _open_raster(path) as source:
+        bands = source.count - _has_alpha(source)
+        if source.crs is None or source.transform.is_identity:
+            raise SamplesError(f"{where}: has no CRS or no transform inside; assign them")
+        if bands != 1:
+            raise SamplesError(f"{where}: has {bands} bands, but labels need one; take it out")
+        if not np.issubdtype(np.dtype(source.dtypes[0]), np.integer):
+            raise SamplesError(f"{where}: holds {source.dtypes[0]}; classes need whole numbers")
+        if source.nodata in mapped:
+            raise SamplesError(
+                f"samples.labels.classes: maps {source.nodata:.12g}, which is nodata in {path}; "
+                "leave it out, or take nodata off the file"
             )
-    except (RasterioError, OSError, ProjError) as error:
-        raise SamplesError(f"{where}: cannot be read ({error})") from None
-    return left, bottom, right, top
+        corners = [(0, 0), (source.width, 0), (0, source.height), (source.width, source.height)]
+        x, y = zip(*(source.transform * corner for corner in corners), strict=True)
+        return RasterFile(path, source.crs.to_wkt(), (min(x), min(y), max(x), max(y)))
 
 
-def _check_values(file: str, table: UInt8Array) -> None:
-    """Refuse a raster without a single value that is a class."""
-    with rasterio.open(file) as source:
-        shape = tuple(min(side, SAMPLE_PX) for side in source.shape)
-        sample = source.read(1, out_shape=shape, masked=True).compressed()
-    found = np.unique(sample)
-    fits = found[(found >= 0) & (found < UNLABELLED)]
-    if found.size and not (table[fits.astype(np.uint8)] != UNLABELLED).any():
-        raise SamplesError(
-            f"samples.labels.files: {file}: its values ({', '.join(map(str, found[:10]))}) are no "
-            "classes of the legend; map them by samples.labels.classes"
-        )
+def _check_values(
+    reader: RasterLabelReader, bounds: Bounds, *, least: int, is_mapped: bool
+) -> None:
+    """Refuse rasters that have no two classes in the area, from which nothing can be learnt.
+
+    They are read until two are found. Where ``least`` is 1, one class alone is refused only if
+    values that nobody has mapped, or nodata, say that another was meant.
+    """
+    found: set[int] = set()
+    others: set[int] = set()
+    nodata: set[int] = set()
+    for file in reader.files:
+        for values, empty in _scan(file, bounds, reader.crs):
+            classes = reader.classify(values)
+            found.update(classes[classes != UNLABELLED].tolist())
+            others.update(values[classes == UNLABELLED].tolist()[: 10 - len(others)])
+            nodata.update(empty & {value for value, _ in reader.classes})
+            if len(found) > 1:
+                return
+    is_odd = not is_mapped and bool(others or nodata)
+    if len(found) >= (2 if is_odd else least):
+        return
+    name = reader.files[0].path if len(reader.files) == 1 else f"{len(reader.files)} rasters"
+    shown = ", ".join(map(str, sorted(others)))
+    said = f"all labels are of class {min(found)}" if found else "has no labels"
+    hints = [f"nodata is {each}, so that class is unlabelled: take nodata off the file"
+             for each in sorted(nodata)]  # fmt: skip
+    if others:
+        hints.append(f"its values ({shown}) are no classes: map them by samples.labels.classes")
+    advice = "; ".join(hints) or "use another file or area"
+    raise SamplesError(f"samples.labels.files: {name}: {said} in the area; {advice}")
+
+
+def _scan(
+    file: RasterFile, bounds: Bounds, crs: str
+) -> Iterator[tuple[npt.NDArray[Any], set[int]]]:
+    """Yield the values of a raster in a region piece by piece, and nodata where there is some."""
+    with _open_raster(file.path) as source:
+        for turn in file.find_turns(bounds, crs):
+            whole = _window_of(source, bounds, crs, turn)
+            for row in range(whole.row_off, whole.row_off + whole.height, SCAN_PX):
+                for col in range(whole.col_off, whole.col_off + whole.width, SCAN_PX):
+                    piece = Window(col, row, SCAN_PX, SCAN_PX).intersection(whole)
+                    seen = _read_seen(source, piece)
+                    values = source.read(1, window=piece)
+                    is_empty = source.nodata is not None and not seen.all()
+                    yield np.unique(values[seen]), {int(source.nodata)} if is_empty else set()
 
 
 @dataclass(frozen=True)

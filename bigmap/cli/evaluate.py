@@ -72,6 +72,9 @@ ReferenceOption = Annotated[
     Path | None,
     typer.Option(metavar="POINTS", help="Score the map by this reference sample instead."),
 ]
+LayerOption = Annotated[
+    str | None, typer.Option(help="Of the file of points, where it has several layers.")
+]
 AttributeOption = Annotated[str, typer.Option(help="Of the points: names their class.")]
 StratumOption = Annotated[
     str | None,
@@ -102,6 +105,7 @@ def evaluate_command(
     map_path: MapOption = None,
     area: AreaOption = None,
     reference: ReferenceOption = None,
+    layer: LayerOption = None,
     attribute: AttributeOption = "class",
     stratum: StratumOption = None,
     stratum_areas: StratumAreasOption = None,
@@ -116,7 +120,7 @@ def evaluate_command(
     of_chips = {"--weights": weights, "--baseline": baselines, "--dates": dates,
                 "--register": register}  # fmt: skip
     of_maps = {"--area": area, "--reference": reference, "--cluster": cluster}
-    of_points = {"--stratum": stratum, "--stratum-areas": stratum_areas}
+    of_points = {"--layer": layer, "--stratum": stratum, "--stratum-areas": stratum_areas}
     _refuse_options(
         {
             "scores chips, not a map": of_chips if map_path else {},
@@ -142,7 +146,7 @@ def evaluate_command(
             )  # fmt: skip
         else:
             areas = str(stratum_areas) if stratum_areas else None
-            sample = ReferenceSample(str(reference), attribute, stratum, areas)
+            sample = ReferenceSample(str(reference), attribute, stratum, areas, layer)
             evaluation = api.estimate_areas(
                 loaded, map_path.rstrip("/"), sample, area_file=area_file, split=chosen,
                 advance=advance,

@@ -14,6 +14,7 @@ import datetime as dt
 import difflib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -83,6 +84,9 @@ class AreaConfig(Part):
         "antimeridian.",
     )
     file: Place | None = Field(None, description="Polygons: GeoJSON, GPKG or GeoParquet, any CRS.")
+    layer: str | None = Field(
+        None, description="Of a file with several layers; the folders of a KML are united."
+    )
     buffer_m: Number = Field(0.0, ge=0, le=1e6, description="Grow the area by this many metres.")
     clip_bbox: tuple[Number, Number, Number, Number] | None = Field(
         None, description="Map only what lies inside this box too, in degrees; set by --bbox."
@@ -99,6 +103,8 @@ class AreaConfig(Part):
     def _check(self) -> AreaConfig:
         if (self.bbox is None) == (self.file is None):
             raise ValueError("give either bbox or file")
+        if self.layer is not None and self.file is None:
+            raise ValueError("layer is one of a file; leave it out")
         for box in (self.bbox, self.clip_bbox):
             if box is not None:
                 check_lonlat_bbox(box)
@@ -759,7 +765,10 @@ def _resolve(value: Any, folder: Path) -> Any:
         return [_resolve(entry, folder) for entry in value]
     if not isinstance(value, str) or "://" in value:
         return value
-    return str((folder / Path(value).expanduser()).resolve())
+    path = (folder / Path(value).expanduser()).resolve()
+    # Names from macOS hold accents apart from their letters; they look the same.
+    forms = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
+    return str(path if path.exists() else next((each for each in forms if each.exists()), path))
 
 
 def _explain(error: ValidationError) -> str:

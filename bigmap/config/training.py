@@ -113,6 +113,7 @@ class PolygonSplit(Part):
 
     kind: Literal["polygons"]
     file: Place
+    layer: str | None = Field(None, description="Of a file with several layers.")
     attribute: str = "split"
     buffer_m: Number = Field(500.0, ge=0, description="No chip of another split comes closer.")
 
@@ -133,6 +134,7 @@ class SceneSplit(Part):
 
     kind: Literal["scenes"]
     file: Place = Field(description="Polygons of the scenes.")
+    layer: str | None = Field(None, description="Of a file with several layers.")
     attribute: str = Field("name", description="Names the scenes.")
     validation: tuple[str, ...] = ()
     test: tuple[str, ...] = ()

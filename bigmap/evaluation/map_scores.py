@@ -9,7 +9,7 @@ from typing import Any
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from bigmap.area import read_area
+from bigmap.area import CHOOSE_LAYER, read_area
 from bigmap.chips import SPLITS, Split
 from bigmap.config import Recipe, SimulatedSource
 from bigmap.errors import OutputError, RecipeError, SamplesError
@@ -242,7 +242,8 @@ def _read_area(area_file: str | None, grid: MapGrid) -> Area | None:
     try:
         return read_area(crs=grid.crs, file=area_file)
     except RecipeError as error:
-        raise RecipeError(str(error).replace("area.file: ", "--area ", 1)) from None
+        said = str(error).replace("area.file: ", "--area ", 1)
+        raise RecipeError(said.replace(CHOOSE_LAYER, "save the one meant by itself")) from None
 
 
 def count_grids(

@@ -19,7 +19,6 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 
-from bigmap.area import read_vector
 from bigmap.config import Recipe
 from bigmap.errors import SamplesError
 from bigmap.evaluation.design import LEAST_POINTS, DesignScores, estimate_accuracy
@@ -33,8 +32,8 @@ from bigmap.evaluation.map_scores import (
 from bigmap.evaluation.maps import BlockMapper, CountTask, MapCounts, MapGrid, open_grids
 from bigmap.evaluation.results import Evaluation, ModelScores, SampleScores
 from bigmap.grid import Area
-from bigmap.labels import name_values
 from bigmap.models import ClassEntry
+from bigmap.vectors import name_values, normalise, open_vector
 
 M2_PER_HA = 10_000.0
 NONE = -1
@@ -58,6 +57,8 @@ class ReferenceSample:
     """Stratum that each point was drawn in; by default the class that the map has there."""
     stratum_areas: str | None = None
     """CSV with the columns ``stratum`` and ``area_ha``, where strata are not the map's classes."""
+    layer: str | None = None
+    """Of a file with several layers."""
 
 
 def score_reference(
@@ -139,13 +140,19 @@ def read_points(sample: ReferenceSample) -> gpd.GeoDataFrame:
         If the file cannot be read, holds other things than points, or lacks CRS or attributes.
     """
     file, where = sample.file, f"--reference {sample.file}"
-    frame = read_vector(file, where=where, error=SamplesError)
-    if not (frame.geom_type == "Point").all() or frame.geometry.is_empty.any() or not len(frame):
-        raise SamplesError(f"{where}: a sample is points, one a row, and this holds others or none")
+    source = open_vector(
+        file, sample.layer, where=where, choose="give --layer", error=SamplesError, kind="points"
+    )
+    stored = {}
     for option, name in (("--attribute", sample.attribute), ("--stratum", sample.stratum)):
-        if name is not None and name not in frame.columns:
-            columns = ", ".join(column for column in frame.columns if column != "geometry")
+        column = source.find_column(name) if name is not None else None
+        if name is not None and column is None:
+            columns = ", ".join(source.columns)
             raise SamplesError(f"{option} {name}: {file} has no such attribute; it has {columns}")
+        stored[column] = name
+    frame = source.read().rename(columns=stored)
+    if not (frame.geom_type == "Point").all() or not 0 < len(frame) == source.features:
+        raise SamplesError(f"{where}: a sample is points, one a row, and this holds others or none")
     return frame
 
 
@@ -181,7 +188,7 @@ def _index_classes(legend: Sequence[ClassEntry]) -> dict[str, int]:
 
 def _plain(name: str) -> str:
     """Return a name as it is compared: the attributes of maps hold names without spaces."""
-    return str(name).strip().replace("_", " ")
+    return normalise(name).strip().replace("_", " ")
 
 
 def sample_grids(

@@ -90,6 +90,8 @@ class SamplesPlan:
                 class_values=self.template.class_values,
                 bounds=bounds,
                 seed=_seed_of(recipe),
+                # A set for tests alone may hold one class.
+                least_classes=1 if self.chips.splits.areas[0].is_empty else 2,
             ),
             target=open_sensor(
                 target.files, self.template.target_bands, scale=target.scale, offset=target.offset,

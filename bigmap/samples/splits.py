@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from bigmap.area import read_vector
 from bigmap.chips import SPLITS
 from bigmap.config import CellSplit, PolygonSplit, SceneSplit, SplitConfig, WithinSceneSplit
 from bigmap.errors import SamplesError
 from bigmap.simulate.noise import derive_seed, hash_ints, to_uniform
+from bigmap.vectors import name_values, normalise, open_vector, take_polygons
 
 Bounds = tuple[float, float, float, float]
 UPPER_SHARE = 0.8
@@ -136,7 +137,7 @@ def _cut_scenes(config: WithinSceneSplit, bounds: Bounds) -> Sequence[npt.NDArra
 
 
 def _read_polygons(config: PolygonSplit, crs: str) -> Sequence[npt.NDArray[np.object_]]:
-    names, polygons = _read_file(config.file, config.attribute, crs)
+    names, polygons = _read_file(config, crs)
     unknown = sorted(set(names.tolist()) - set(SPLITS))
     if unknown:
         raise SamplesError(
@@ -147,26 +148,35 @@ def _read_polygons(config: PolygonSplit, crs: str) -> Sequence[npt.NDArray[np.ob
 
 
 def _read_scenes(config: SceneSplit, crs: str) -> Sequence[npt.NDArray[np.object_]]:
-    names, polygons = _read_file(config.file, config.attribute, crs)
-    both = sorted(set(config.validation) & set(config.test))
-    absent = sorted({*config.validation, *config.test} - set(names.tolist()))
+    names, polygons = _read_file(config, crs)
+    validation, test = ([normalise(name) for name in each]
+                        for each in (config.validation, config.test))  # fmt: skip
+    both = sorted(set(validation) & set(test))
+    absent = sorted({*validation, *test} - set(names.tolist()))
     if both or absent:
         why = "stands in both" if both else f"is no {config.attribute} of {config.file}"
         raise SamplesError(f"samples.split.validation, test: {(both + absent)[0]!r} {why}")
-    is_validation = np.isin(names, config.validation)
-    is_test = np.isin(names, config.test)
+    is_validation, is_test = np.isin(names, validation), np.isin(names, test)
     return [polygons[~is_validation & ~is_test], polygons[is_validation], polygons[is_test]]
 
 
 def _read_file(
-    file: str, attribute: str, crs: str
+    config: PolygonSplit | SceneSplit, crs: str
 ) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.object_]]:
-    where = f"samples.split.file: {file}"
-    frame = read_vector(file, where=where, error=SamplesError)
-    if attribute not in frame.columns:
-        raise SamplesError(f"{where}: has no attribute {attribute}; see samples.split.attribute")
-    frame = frame[frame.geom_type.isin(["Polygon", "MultiPolygon"]) & ~frame.geometry.is_empty]
-    if not len(frame):
+    where = f"samples.split.file: {config.file}"
+    source = open_vector(
+        config.file, config.layer, where=where, choose="set samples.split.layer",
+        error=SamplesError,
+    )  # fmt: skip
+    attribute = source.find_column(config.attribute)
+    if attribute is None:
+        raise SamplesError(
+            f"{where}: has no attribute {config.attribute}; see samples.split.attribute"
+        )
+    frame = source.read(columns=[attribute])
+    polygons = take_polygons(frame.geometry.to_numpy())
+    has_area = ~shapely.is_empty(polygons)
+    if not has_area.any():
         raise SamplesError(f"{where}: holds no polygons")
-    polygons = frame.geometry.make_valid().to_crs(crs)
-    return frame[attribute].astype(str).to_numpy(dtype=str), polygons.to_numpy()
+    projected = gpd.GeoSeries(polygons[has_area], crs=frame.crs).to_crs(crs).to_numpy()
+    return np.array(name_values(frame[attribute]), dtype=str)[has_area], projected

@@ -4,7 +4,7 @@ import geopandas as gpd
 import pytest
 import shapely
 
-from bigmap.area import lonlat_of, read_area
+from bigmap.area import list_utm_zones, lonlat_of, read_area
 from bigmap.errors import RecipeError
 
 
@@ -142,3 +142,40 @@ def test_crs_for_another_place_is_refused(crs, bbox):
 )
 def test_crs_may_reach_beyond_its_own_area(crs, bbox):
     assert read_area(crs=crs, bbox=bbox).area_km2 > 1000
+
+
+def test_a_layer_of_a_file_is_the_area(tmp_path, fields):
+    file = tmp_path / "a.gpkg"
+    fields.iloc[:1].to_file(file, layer="draft")
+    fields.iloc[:2].to_file(file, layer="outline")
+    with pytest.raises(RecipeError, match=r"has the layers draft, outline; set area\.layer"):
+        read_area(crs="EPSG:32631", file=str(file))
+    draft, outline = (
+        read_area(crs="EPSG:32631", file=str(file), layer=layer).area_km2
+        for layer in ("draft", "outline")
+    )
+    assert outline == pytest.approx(2 * draft, rel=1e-3)
+    assert list_utm_zones(file=str(file), layer="outline") == ["31n"]
+
+
+def test_polygons_within_collections_are_part_of_the_area(tmp_path, fields):
+    inner = shapely.GeometryCollection([fields.geometry[1], fields.geometry[2]])
+    nested = shapely.GeometryCollection([fields.geometry[0], inner])
+    gpd.GeoDataFrame(geometry=[nested], crs=4326).to_file(tmp_path / "a.geojson")
+    fields.to_file(tmp_path / "b.geojson")
+    nested_area, flat = (
+        read_area(crs="EPSG:32631", file=str(tmp_path / name)).parts[0]
+        for name in ("a.geojson", "b.geojson")
+    )
+    assert nested_area.equals(flat)
+
+
+def test_heights_play_no_part(tmp_path, fields):
+    fields.to_file(tmp_path / "a.gpkg")
+    fields.set_geometry(shapely.force_3d(fields.geometry.values, 700)).to_file(tmp_path / "b.gpkg")
+    flat, high = (
+        read_area(crs="EPSG:32631", file=str(tmp_path / name)).parts[0]
+        for name in ("a.gpkg", "b.gpkg")
+    )
+    assert flat.equals(high)
+    assert not high.has_z

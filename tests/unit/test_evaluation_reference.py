@@ -200,8 +200,18 @@ def test_files_that_are_no_sample(example, tmp_path) -> None:
     with pytest.raises(SamplesError, match=r"^--stratum layer: "):
         score(path, file, stratum="layer")
     frame.buffer(1).to_frame("geometry").assign(**{"class": 1}).to_file(tmp_path / "circles.gpkg")
-    with pytest.raises(SamplesError, match="a sample is points, one a row"):
+    with pytest.raises(SamplesError, match=r"holds no points; .* circles \(Polygon\)"):
         score(path, tmp_path / "circles.gpkg")
+    placeless = frame.copy()
+    placeless.geometry[0] = None
+    placeless.to_file(tmp_path / "placeless.gpkg")
+    with pytest.raises(SamplesError, match="a sample is points, one a row"):
+        score(path, tmp_path / "placeless.gpkg")
+    for layer in ("first", "second"):
+        frame.to_file(tmp_path / "two.gpkg", layer=layer)
+    with pytest.raises(SamplesError, match="has the layers first, second; give --layer"):
+        score(path, tmp_path / "two.gpkg")
+    assert score(path, tmp_path / "two.gpkg", layer="second").models[0].sample.points > 0
     bare = gpd.GeoDataFrame(frame.drop(columns="geometry"), geometry=frame.geometry.to_numpy())
     bare.to_parquet(tmp_path / "bare.parquet")
     with pytest.raises(SamplesError, match="has no CRS"):

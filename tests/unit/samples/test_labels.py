@@ -10,6 +10,7 @@ import rasterio
 import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from pyproj import Transformer
 
 from bigmap.errors import SamplesError
 from bigmap.labels import open_labels, reduce_by_mode
@@ -101,14 +102,14 @@ def test_overlaps_follow_their_rule(tmp_path):
     assert (unlabelled[:3, :3] == 1).all(), "polygons of one class may overlap"
     last = read(settings | {"overlaps": "last"})
     assert (last[:10, 5:10] == 2).all()
-    with pytest.raises(SamplesError, match=r"overlap at x=400055 y=4\.6"):
+    with pytest.raises(SamplesError, match=r"overlap at x=400055 y=4599995 \("):
         read(settings | {"overlaps": "refuse"})
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"file": "absent.gpkg"}, "absent.gpkg: cannot be read"),
+        ({"file": "absent.gpkg"}, "absent.gpkg: no such file"),
         ({"attribute": "sort"}, "has no attribute sort; it has kind"),
         ({"classes": {"wheat": 1, "rye": 2}}, "no polygon of .* has kind 'rye'; there are 'lake'"),
         ({"classes": {"wheat": 1, "maize": 1}}, "all labels are of one class"),
@@ -130,7 +131,7 @@ def test_polygons_without_crs_place_or_area_are_refused(tmp_path):
     with pytest.raises(SamplesError, match="no polygon of the classes lies in the area"):
         read(vector(far))
     points = write_vector(tmp_path / "points.gpkg", [(s.centroid, k) for s, k in FIELDS])
-    with pytest.raises(SamplesError, match="holds Points; labels need polygons"):
+    with pytest.raises(SamplesError, match=r"holds no polygons; .* points \(Point\)"):
         read(vector(points))
 
 
@@ -139,6 +140,39 @@ def test_empty_geometries_are_passed_over(tmp_path):
         tmp_path / "a.gpkg", [*FIELDS, (shapely.Polygon(), "wheat"), (None, "maize")]
     )
     assert (read(vector(file)) == 1).sum() == 200
+
+
+def test_a_layer_is_named_and_collections_are_opened(tmp_path):
+    file = tmp_path / "a.gpkg"
+    write_vector(file, [(FIELDS[0][0], "maize"), (FIELDS[1][0], "wheat")])
+    inner = shapely.GeometryCollection([FIELDS[2][0], shapely.Point(LEFT, TOP)])
+    both = shapely.GeometryCollection([FIELDS[0][0], inner])
+    fields = gpd.GeoDataFrame({"kind": ["wheat"]}, geometry=[both], crs=CRS)
+    fields.to_file(file, layer="fields")
+    settings = vector(str(file), classes={"wheat": 1}, background=0)
+    with pytest.raises(SamplesError, match=r"has the layers a, fields; set samples\.labels\.layer"):
+        read(settings)
+    labels = read(settings | {"layer": "fields"})
+    expected = np.zeros((40, 40))
+    expected[:10, :20] = expected[20:, :10] = 1
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_a_crossing_outline_labels_no_pixel_outside(tmp_path):
+    # Made valid, it has a line beside its polygons, which covers no pixel.
+    x, y = np.array([0, 100, 100, 0, 0, 50, 50]), np.array([0, 0, 100, 100, 0, -80, 0])
+    spike = shapely.Polygon(np.column_stack([LEFT + 100 + x, TOP - 200 - y]))
+    file = write_vector(tmp_path / "a.gpkg", [(spike, "wheat")])
+    labels = read(vector(file, classes={"wheat": 1}, background=0))
+    assert labels[30:].sum() == labels[:20, :10].sum() == labels[:, 30:].sum() == 0
+
+
+@pytest.mark.parametrize("stored", ["ble\u0301", "bl\u00e9"])
+@pytest.mark.parametrize("given", ["ble\u0301", "bl\u00e9"])
+def test_accents_are_the_same_composed_or_not(tmp_path, stored, given):
+    file = write_vector(tmp_path / "a.gpkg", [(FIELDS[0][0], stored)])
+    labels = read(vector(file, classes={given: 1}, background=0))
+    assert (labels == 1).sum() == 200
 
 
 def write_raster(path, values, *, pixel_m=10, crs=CRS, nodata=None, left=LEFT):
@@ -216,6 +250,7 @@ def test_a_stac_collection_names_its_rasters(tmp_path):
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
+        (np.zeros((4, 4), np.uint8), {"nodata": 0}, "has no labels in the area; nodata is 0"),
         (np.ones((4, 4), np.float32), {}, "holds float32; classes need whole numbers"),
         (np.ones((4, 4), np.uint8), {"crs": None}, "has no CRS"),
         (np.full((4, 4), 77, np.uint8), {}, r"its values \(77\) are no classes"),
@@ -226,6 +261,181 @@ def test_bad_rasters_end_in_one_sentence(tmp_path, values, options, message):
     file = write_raster(tmp_path / "a.tif", values, **options)
     with pytest.raises(SamplesError, match=message):
         read(raster(file))
+
+
+@pytest.mark.parametrize(
+    ("values", "nodata", "message"),
+    [
+        (
+            (0, 255),
+            None,
+            r"all labels are of class 0 in the area; its values \(255\) are no classes",
+        ),
+        ((0, 1), 0, "all labels are of class 1 in the area; nodata is 0, so that class"),
+    ],
+)
+def test_labels_from_which_nothing_can_be_learnt_are_refused_before_work(
+    tmp_path, values, nodata, message
+):
+    file = write_raster(tmp_path / "a.tif", checkered(values), nodata=nodata)
+    with pytest.raises(SamplesError, match=message):
+        open_labels(raster(file), crs=CRS, class_values=(0, 1), bounds=BOUNDS)
+
+
+def test_one_class_is_enough_to_score_but_not_to_learn(tmp_path):
+    file = write_raster(tmp_path / "a.tif", np.ones((40, 40), np.uint8))
+    assert (read(raster(file)) == 1).all()
+    with pytest.raises(SamplesError, match="all labels are of class 1 in the area; use another"):
+        open_labels(raster(file), crs=CRS, class_values=(0, 1), bounds=BOUNDS, least_classes=2)
+    rare = np.ones((3000, 2500), np.uint8)
+    rare[2990, 2400] = 0
+    file = write_raster(tmp_path / "b.tif", rare, pixel_m=0.1)
+    bounds = (LEFT, TOP - 300, LEFT + 250, TOP)
+    open_labels(raster(file), crs=CRS, class_values=(0, 1), bounds=bounds, least_classes=2)
+
+
+def checkered(values):
+    """Squares of 100 m of two values."""
+    pattern = np.indices((40, 40)).sum(axis=0) // 10 % 2
+    return np.array(values)[pattern].astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "codes"),
+    [
+        (np.uint8, (0, 255)),
+        (np.int16, (-32768, 7)),
+        (np.uint16, (255, 65535)),
+        (np.int32, (-5, 20_240_001)),
+        (np.uint32, (3_301_010_500, 3_301_010_501)),
+        (np.int64, (-(2**40), 2**40 + 1)),
+    ],
+)
+@pytest.mark.parametrize("pixel_m", [10, 2.5])
+def test_any_whole_number_may_be_mapped(tmp_path, dtype, codes, pixel_m):
+    places = np.kron(checkered((0, 1)), np.ones((round(10 / pixel_m),) * 2, np.uint8))
+    file = write_raster(tmp_path / "a.tif", np.array(codes, dtype)[places], pixel_m=pixel_m)
+    labels = read(raster(file, classes={codes[0]: 2, codes[1]: 1}))
+    np.testing.assert_array_equal(labels, checkered((2, 1)))
+
+
+def test_the_most_frequent_of_close_large_codes_counts(tmp_path):
+    first, second = 3_301_010_500, 3_301_010_501  # equal in float32
+    values = np.full((160, 160), first, np.uint32)
+    values[:, ::4] = values[:, 1::4] = values[::4] = second  # 10 of 16
+    file = write_raster(tmp_path / "a.tif", values, pixel_m=2.5)
+    assert (read(raster(file, classes={first: 0, second: 1})) == 1).all()
+
+
+def test_a_code_that_is_nodata_cannot_be_mapped(tmp_path):
+    file = write_raster(tmp_path / "a.tif", checkered((0, 1)), nodata=0)
+    with pytest.raises(SamplesError, match=r"classes: maps 0, which is nodata in .*a\.tif"):
+        read(raster(file, classes={0: 0, 1: 1}))
+
+
+def write_masked(path, values, *, mask, alpha=False, nodata=None):
+    """Write labels of which some are hidden by an alpha band, or by a mask inside the file."""
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(
+            path, "w", driver="GTiff", width=40, height=40, count=1 + alpha, dtype=values.dtype,
+            crs=CRS, transform=Affine(10, 0, LEFT, 0, -10, TOP), nodata=nodata,
+            **({"alpha": "YES"} if alpha else {}),
+        ) as target,
+    ):  # fmt: skip
+        target.write(values, 1)
+        shown = np.where(mask, 255, 0).astype(values.dtype)
+        target.write(shown, 2) if alpha else target.write_mask(shown.astype(np.uint8))
+    return str(path)
+
+
+@pytest.mark.parametrize("alpha", [True, False])
+@pytest.mark.parametrize("nodata", [None, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_alpha_masks_and_nodata_are_unlabelled(tmp_path, alpha, nodata, dtype):
+    values = checkered((0, 1)).astype(dtype)
+    values[:, :5] = 3
+    mask = np.ones((40, 40), bool)
+    mask[:15] = False
+    file = write_masked(tmp_path / "a.tif", values, mask=mask, alpha=alpha, nodata=nodata)
+    hidden = ~mask | (values == nodata if nodata is not None else False)
+    np.testing.assert_array_equal(read(raster(file)), np.where(hidden, 255, values))
+
+
+def test_files_whose_labels_would_be_taken_for_others_are_refused(tmp_path):
+    values = checkered((0, 1))
+    with rasterio.open(
+        tmp_path / "rgb.tif", "w", driver="GTiff", width=40, height=40, count=3, dtype="uint8",
+        crs=CRS, transform=Affine(10, 0, LEFT, 0, -10, TOP),
+    ) as target:  # fmt: skip
+        target.write(np.stack([values] * 3))
+    with pytest.raises(SamplesError, match=r"rgb\.tif: has 3 bands, but labels need one"):
+        read(raster(str(tmp_path / "rgb.tif")))
+    file = write_raster(tmp_path / "a.tif", values)
+    (tmp_path / "a.vrt").write_text(
+        f'<VRTDataset rasterXSize="40" rasterYSize="40"><VRTRasterBand dataType="Byte" band="1">'
+        f"<SimpleSource><SourceFilename>{file}</SourceFilename></SimpleSource></VRTRasterBand>"
+        "</VRTDataset>"
+    )
+    with pytest.raises(SamplesError, match=r"a\.vrt: cannot be read"):
+        read(raster(str(tmp_path / "a.vrt")))
+    with rasterio.open(file, "r+") as target, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False):
+        target.write_mask(np.full((40, 40), 255, np.uint8))
+    with pytest.raises(SamplesError, match=r"has a mask in .*a\.tif\.msk, which is not read"):
+        read(raster(file))
+
+
+@pytest.mark.parametrize("degrees", [-30, 90, 180])
+def test_rotated_rasters_are_read_where_they_lie(tmp_path, degrees):
+    values = (np.indices((60, 60)).sum(axis=0) // 6 % 4).astype(np.uint8)
+    turned = (Affine.translation(LEFT + 200, TOP - 200) * Affine.rotation(degrees)
+              * Affine.scale(10, -10) * Affine.translation(-30, -30))  # fmt: skip
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", width=60, height=60, count=1, dtype="uint8",
+        crs=CRS, transform=turned,
+    ) as target:  # fmt: skip
+        target.write(values, 1)
+    labels = read(raster(str(tmp_path / "a.tif")))
+    cols, rows = np.meshgrid(np.arange(40) + 0.5, np.arange(40) + 0.5)
+    source_cols, source_rows = ~turned * (LEFT + 10 * cols, TOP - 10 * rows)
+    inside = (abs(source_cols - 30) < 29) & (abs(source_rows - 30) < 29)
+    expected = values[source_rows.clip(0, 59).astype(int), source_cols.clip(0, 59).astype(int)]
+    assert inside.mean() > 0.9
+    # Pixels that straddle a step may go either way.
+    assert (labels == expected)[inside].mean() > (0.99 if degrees % 90 == 0 else 0.9)
+
+
+WORLD = {"EPSG:32601": (200_000, 7_000_000), "EPSG:32660": (750_000, 7_000_000),
+         "EPSG:32631": (-200_000, 4_600_000), "EPSG:32719": (400_000, 6_000_000)}  # fmt: skip
+
+
+@pytest.mark.parametrize("west", [-180, 0, -180.5])
+@pytest.mark.parametrize("crs", WORLD)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_rasters_of_the_whole_earth_are_read_on_both_sides_of_their_seam(
+    tmp_path, west, crs, dtype
+):
+    rows, cols = np.indices((360, 720))
+    values = ((rows // 2 + cols // 2) % 4).astype(dtype)
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", width=720, height=360, count=1, dtype=dtype,
+        crs="EPSG:4326", transform=Affine(0.5, 0, west, 0, -0.5, 90),
+    ) as target:  # fmt: skip
+        target.write(values, 1)
+    grid = GeoBox((60, 60), Affine(5000, 0, WORLD[crs][0], 0, -5000, WORLD[crs][1]), crs)
+    box = grid.boundingbox
+    bounds = (box.left, box.bottom, box.right, box.top)
+    reader = open_labels(raster(str(tmp_path / "a.tif")), crs=crs, class_values=(0, 1, 2, 3),
+                         bounds=bounds)  # fmt: skip
+    labels = reader.read(grid)
+    cols, rows = np.meshgrid(np.arange(60) + 0.5, np.arange(60) + 0.5)
+    lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(
+        box.left + 5000 * cols, box.top - 5000 * rows
+    )
+    source_cols = np.floor((lon - west) % 360 / 0.5).astype(int)
+    expected = values[np.floor((90 - lat) / 0.5).astype(int), source_cols]
+    assert (labels != 255).all()
+    assert (labels == expected).mean() > 0.8  # the others straddle a step
 
 
 def test_simulated_labels_are_the_truth_and_its_most_frequent_value():
