@@ -2,7 +2,15 @@
 
 import sys
 
-from benchmarks import end_to_end, extraction, memory, model_table, plan_continent, resampling, scale
+from benchmarks import (
+    end_to_end,
+    extraction,
+    memory,
+    model_table,
+    plan_continent,
+    resampling,
+    scale,
+)
 
 BENCHMARKS = {
     "end_to_end": end_to_end.main,

@@ -149,10 +149,12 @@ class TrainingFolder:
         fresh = self.path / "fresh"
         fresh.mkdir(exist_ok=True)
         file = fresh / self.weights.name
-        save_weights(model, file, training=training)
-        for each in (file, file.with_suffix(".json")):
-            each.replace(self.weights.with_name(each.name))
-        fresh.rmdir()
+        try:
+            save_weights(model, file, training=training)
+            for each in (file, file.with_suffix(".json")):
+                each.replace(self.weights.with_name(each.name))
+        finally:
+            shutil.rmtree(fresh)  # half of a file keeps a full disc full
 
     def write_summary(self, content: Mapping[str, Any]) -> None:
         """Write what the run came to, as JSON."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 from bigmap.training.folder import Table, TrainingFolder
 
@@ -38,6 +40,8 @@ class TrainingLog:
         columns = ("epoch", "step", "train_loss", "validation_loss", *score_names, "is_best",
                    "learning_rate", "chips_per_s", "wait_percent")  # fmt: skip
         self.epochs = Table(folder.path / "epochs.csv", columns, last=epoch)
+        # TensorBoard writes in a thread, whose error the next call raises once more.
+        self.hook, threading.excepthook = threading.excepthook, self._hear
         self.board = SummaryWriter(
             str(folder.path / "tensorboard"), purge_step=None if step is None else step + 1
         )
@@ -57,11 +61,16 @@ class TrainingLog:
         for name, value in values.items():
             self.board.add_scalar(f"{group}/{name}", value, step)
 
+    def _hear(self, failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.exc_value, OSError):
+            self.hook(failure)
+
     def close(self) -> None:
-        """Write what is left, and close all files."""
-        self.steps.close()
-        self.epochs.close()
-        self.board.close()
+        """Write what is left, and close all files, also where one cannot be written."""
+        with ExitStack() as closing:
+            closing.callback(setattr, threading, "excepthook", self.hook)
+            for each in (self.board, self.epochs, self.steps):
+                closing.callback(each.close)
 
 
 def _write(value: float) -> str:

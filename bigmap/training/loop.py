@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -29,6 +30,8 @@ from bigmap.training.validating import Scorer, Validation, cut_batches, share_ou
 
 CACHE_SHARE = 0.25
 """Of the machine's memory, for chips that stay in memory."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What a disc says that takes no more; only writing gives these."""
 SAMPLE_CHIPS = 4
 """Validation chips of a picture."""
 
@@ -190,6 +193,24 @@ class Trainer:
         )
 
     def run(self, *, resume: bool) -> TrainingSummary:
+        """Train to the end, or until a signal comes; see :meth:`_run`.
+
+        Raises
+        ------
+        TrainingError
+            If the disc is full, too.
+        """
+        try:
+            return self._run(resume=resume)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise TrainingError(
+                f"training.weights: {self.folder.path} cannot be written ({error.strerror}); make "
+                "room, then go on with the same command and --resume"
+            ) from None
+
+    def _run(self, *, resume: bool) -> TrainingSummary:
         """Train to the end, or until a signal comes.
 
         Parameters

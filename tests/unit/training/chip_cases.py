@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +128,14 @@ def recipe_content(
             **(training or {}),
         },
     }
+
+
+@contextmanager
+def limit_files(size: int) -> Iterator[None]:
+    """Refuse to let any file of this process grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

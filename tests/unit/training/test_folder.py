@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from bigmap.errors import OutputError, TrainingError
+from bigmap.models import Training, build_model
 from bigmap.runs import MARK
 from bigmap.training.folder import Table, TrainingFolder
+from bigmap.training.logs import TrainingLog
+from tests.unit.training.chip_cases import limit_files
 
 FINGERPRINT = {
     "training": {"epochs": 3, "optimiser": {"learning_rate": 0.1}},
     "samples": {"n": (1,)},
 }
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Let no file grow beyond 50 kB, as if the disc were full."""
+    with limit_files(50_000):
+        yield
 
 
 def make_folder(tmp_path: Path) -> TrainingFolder:
@@ -28,6 +41,32 @@ def make_folder(tmp_path: Path) -> TrainingFolder:
 
 def save(folder: TrainingFolder, **content: object) -> None:
     folder.save({"fingerprint": json.dumps(FINGERPRINT), **content})
+
+
+def test_a_full_disc_leaves_the_old_checkpoint_and_no_half_of_a_new_one(
+    tmp_path: Path, small_files: None
+) -> None:
+    folder = make_folder(tmp_path)
+    save(folder, position={"step": 1})
+    with pytest.raises(OSError, match="File too large"):
+        save(folder, model=torch.ones(100_000))
+    assert folder.load(FINGERPRINT)["position"] == {"step": 1}
+    model = build_model("small-conv", {"width": 64})
+    with pytest.raises(OSError, match="File too large"):
+        folder.save_weights(model, Training("a test"))
+    assert [file.name for file in folder.path.iterdir()] == ["checkpoint.pt"]
+    assert not folder.weights.exists()
+
+
+def test_logs_close_all_files_though_one_is_full(tmp_path: Path, small_files: None) -> None:
+    folder = make_folder(tmp_path)
+    log = TrainingLog(folder, (), step=None, epoch=None)
+    with pytest.raises(OSError, match="File too large"):
+        deque((log.add_step(step, {"loss": 0.123456789}) for step in range(100_000)), maxlen=0)
+    with contextlib.suppress(OSError):
+        log.close()
+    assert log.steps.stream.closed
+    assert log.epochs.stream.closed
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:

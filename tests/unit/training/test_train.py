@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 from pathlib import Path
@@ -20,7 +21,14 @@ from bigmap.errors import LeaseError, TrainingError
 from bigmap.lease import Lease, read_lease
 from bigmap.models import build_model, read_card, read_tensors
 from bigmap.training import train_recipe
-from tests.unit.training.chip_cases import BANDS, make_recipe, recipe_content, write_chips
+from bigmap.training.folder import TrainingFolder
+from tests.unit.training.chip_cases import (
+    BANDS,
+    limit_files,
+    make_recipe,
+    recipe_content,
+    write_chips,
+)
 
 pytestmark = pytest.mark.training
 
@@ -132,6 +140,34 @@ def test_without_validation_the_last_weights_are_kept(tmp_path: Path) -> None:
     assert (summary.best_epoch, summary.scores) == (2, {})
     card = read_card(summary.weights)
     assert "epoch 2" in card.training.data
+
+
+def test_a_full_disc_is_one_sentence_and_training_goes_on_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chips = write_chips(tmp_path / "chips.zarr", train=4)
+    recipe = make_recipe(tmp_path, chips)
+    said = (
+        r"^training\.weights: .*weights\.run cannot be written \(.*\); make room, then .*--resume$"
+    )
+    with limit_files(100_000), pytest.raises(TrainingError, match=said):
+        train_recipe(recipe)
+    save = TrainingFolder.save
+
+    def save_once(folder: TrainingFolder, content: Any) -> None:
+        if folder.checkpoint.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(folder, content)
+
+    monkeypatch.setattr(TrainingFolder, "save", save_once)
+    with pytest.raises(TrainingError, match=said):
+        train_recipe(recipe, resume=True)
+    monkeypatch.setattr(TrainingFolder, "save", save)
+    assert "Traceback" not in capfd.readouterr().err
+    assert train_recipe(recipe, resume=True).epochs == 2
+    again = make_recipe(tmp_path / "again", chips)
+    other = train_recipe(again).weights
+    assert Path(other).read_bytes() == (tmp_path / "weights.safetensors").read_bytes()
 
 
 def test_a_loss_that_is_no_number_ends_with_advice(tmp_path: Path) -> None:
