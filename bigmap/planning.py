@@ -251,6 +251,8 @@ class Plan:
                 "notice": self.model.spec.notice,
             },
             "bigmap:versions": list_versions(),
+            # The map is snapped outwards to whole shards.
+            "bigmap:area_bbox": list(self.area.bounds),
         }
 
     def estimate(self) -> Estimate:

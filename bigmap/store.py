@@ -37,6 +37,8 @@ COMPRESSOR = ZstdCodec(level=3, checksum=True)
 CATEGORICAL = "class"
 COUNTED = "observations"
 METADATA = "zarr.json"
+DAMAGE = (ValueError, RuntimeError)
+"""What Zarr and its codecs raise where a shard is not what was written."""
 ZONES = "bigmap:zones"
 """Attribute of a map of several UTM zones: the names of its groups."""
 CONVENTIONS = (
@@ -212,21 +214,20 @@ def _create_level(group: zarr.Group, template: MapTemplate, level: int) -> None:
     height, width = template.shape(level)
     transform = template.transform(level)
     group.attrs.update(_spatial(template, level))
-    for name, size, step, start in (
-        ("y", height, transform[4], transform[5]),
-        ("x", width, transform[0], transform[2]),
+    for dim, size, step, start in zip(
+        spatial_dims(level), (height, width), transform[4::-4], transform[5::-3], strict=True
     ):
         centres = start + (np.arange(size) + 0.5) * step
         axis = group.create_array(
-            name, shape=(size,), dtype="float64", chunks=(size,), dimension_names=(name,),
+            dim, shape=(size,), dtype="float64", chunks=(size,), dimension_names=(dim,),
             compressors=COMPRESSOR,
         )  # fmt: skip
         axis[:] = centres
         axis.attrs.update(
             {
                 "units": "metre",
-                "axis": name.upper(),
-                "standard_name": f"projection_{name}_coordinate",
+                "axis": dim[0].upper(),
+                "standard_name": f"projection_{dim[0]}_coordinate",
             }
         )
     reference = group.create_array(
@@ -235,13 +236,22 @@ def _create_level(group: zarr.Group, template: MapTemplate, level: int) -> None:
     reference[...] = 0
     reference.attrs.update(_grid_mapping(lattice.crs, transform))
     for layer in template.layers:
-        _create_layer(group, layer, template, (height, width))
+        _create_layer(group, layer, template, level)
+
+
+def spatial_dims(level: int) -> tuple[str, str]:
+    """Return the names of the axes y and x of a level.
+
+    An xarray.DataTree passes the axes of a group on to those below, so overviews have others.
+    """
+    return ("y", "x") if level == 0 else (f"y_{level}", f"x_{level}")
 
 
 def _create_layer(
-    group: zarr.Group, layer: LayerTemplate, template: MapTemplate, shape: tuple[int, int]
+    group: zarr.Group, layer: LayerTemplate, template: MapTemplate, level: int
 ) -> None:
     lattice, count = template.lattice, len(layer.channels)
+    shape = template.shape(level)
     lead = (count,) if count else ()
     array = group.create_array(
         layer.name,
@@ -251,11 +261,21 @@ def _create_layer(
         shards=(*lead, lattice.shard_px, lattice.shard_px),
         fill_value=layer.nodata,
         compressors=COMPRESSOR,
-        dimension_names=(*((channel_dim(layer.name),) if count else ()), "y", "x"),
+        dimension_names=(
+            *((channel_dim(layer.name),) if count else ()),
+            *spatial_dims(level),
+        ),
     )
-    # xarray decodes `_FillValue` to NaN; classes stay integers, so theirs is a plain attribute.
-    array.attrs.update(dict(layer.attributes) | {"nodata": layer.nodata,
-                                                 "grid_mapping": "spatial_ref"})  # fmt: skip
+    # By `coordinates` xarray opens the CRS as a coordinate, where rioxarray looks for it.
+    array.attrs.update(
+        dict(layer.attributes)
+        | {
+            "nodata": layer.nodata,
+            "_FillValue": layer.nodata,
+            "grid_mapping": "spatial_ref",
+            "coordinates": "spatial_ref",
+        }
+    )
     if count:
         names = group.create_array(
             channel_dim(layer.name), shape=(count,), chunks=(count,), dtype="int64",
@@ -292,7 +312,7 @@ def _spatial(template: MapTemplate, level: int) -> dict[str, Any]:
             for name, uuid, repository in CONVENTIONS[0 if level == 0 else 1 :]
         ],
         "proj:wkt2": CRS.from_user_input(template.lattice.crs).to_wkt(),
-        "spatial:dimensions": ["y", "x"],
+        "spatial:dimensions": list(spatial_dims(level)),
         "spatial:transform_type": "affine",
         "spatial:registration": "pixel",
         "spatial:transform": list(template.transform(level)),
@@ -365,7 +385,7 @@ class MapWriter:
                 self._check_place(array, place)
                 try:
                     array[(..., *place)] = values
-                except ValueError:
+                except DAMAGE:
                     # Zarr reads a shard before it replaces it, and cannot where it is damaged.
                     self._remove_shards(name, place)
                     array[(..., *place)] = values
@@ -378,7 +398,7 @@ class MapWriter:
 
     def read(self, name: str, place: ROI) -> npt.NDArray[Any]:
         """Read a region of a layer, (..., y, x)."""
-        return np.asarray(self._array(name)[(..., *place)])
+        return read_region(self._array(name), place, path=self.path)
 
     def _array(self, name: str) -> zarr.Array[Any]:
         array = self.group[name]
@@ -407,6 +427,32 @@ class MapWriter:
                     yield ShardKey(key, int(filesystem.size(f"{root}/{key}")))
                 except FileNotFoundError:
                     continue
+
+
+def read_region(array: zarr.Array[Any], place: ROI, *, path: str) -> npt.NDArray[Any]:
+    """Read a region of an array of a map, (..., y, x).
+
+    Raises
+    ------
+    OutputError
+        If a shard is damaged; names it.
+    """
+    try:
+        return np.asarray(array[(..., *place)])
+    except DAMAGE as error:
+        reason, shard = error, f"{array.path} at {place}"
+    assert array.shards is not None
+    step = array.shards[-1]
+    for key in _keys_of(array.path, place, shard_px=step, lead=array.ndim - 2):
+        row, col = (int(index) * step for index in key.split("/")[-2:])
+        try:
+            array[..., row : row + step, col : col + step]
+        except DAMAGE as error:
+            reason, shard = error, key
+            break
+    raise OutputError(
+        f"{path}/{shard}: is damaged ({reason}); remove it, and make it again with --resume"
+    )
 
 
 def _keys_of(name: str, place: ROI, *, shard_px: int, lead: int) -> Iterator[str]:
@@ -562,8 +608,13 @@ def open_map(path: str, *, level: int = 0) -> xr.Dataset | xr.DataTree:
 def _open_grid(path: str, level: int) -> xr.Dataset:
     group = str(level) if level else None
     try:
-        dataset = xr.open_zarr(open_store(path, read_only=True), group=group, consolidated=False)
+        # Values as stored: masked, classes would be floats.
+        dataset = xr.open_zarr(
+            open_store(path, read_only=True), group=group, consolidated=False, mask_and_scale=False
+        )
     except (FileNotFoundError, GroupNotFoundError, KeyError):
         raise OutputError(f"{path}: there is no map here, or it has no level {level}") from None
+    names = zip(spatial_dims(level), ("y", "x"), strict=True)
+    dataset = dataset.rename({own: name for own, name in names if own in dataset.dims})
     opened: xr.Dataset = dataset.set_coords("spatial_ref")
     return opened

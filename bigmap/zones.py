@@ -209,7 +209,8 @@ def run_zones(
         resume = check_output(zones.recipe, resume=resume, overwrite=overwrite and not resume)
         if not resume:
             folder.clear(lease)
-        attributes = zones.plans[0].template().attributes
+        attributes = dict(zones.plans[0].template().attributes)
+        del attributes["bigmap:area_bbox"]  # of its zone
         own = {"bigmap:recipe": zones.recipe.model_dump(mode="json", exclude={"cluster"})}
         create_root(folder.output, {**attributes, **own}, zones.groups)
         folder.create_zones(

@@ -26,7 +26,7 @@ from bigmap.labels import LabelReader
 from bigmap.metrics import ConfusionMatrix, InstanceParts
 from bigmap.models import ClassEntry
 from bigmap.models.base import CLASS
-from bigmap.store import open_map, open_store
+from bigmap.store import open_map, open_store, read_region
 
 STRIP_PX = 512
 """Rows that are compared at once: counting takes several times the room of the pixels."""
@@ -103,6 +103,10 @@ class MapGrid:
     def open_layer(self) -> Any:
         """Open the layer of classes as a Zarr array (y, x)."""
         return zarr.open_group(open_store(self.path, read_only=True), mode="r")[CLASS.name]
+
+    def read(self, layer: Any, place: ROI) -> UInt8Array:
+        """Read a region of :meth:`open_layer`; names a shard that is damaged."""
+        return read_region(layer, place, path=self.path)
 
 
 def open_grids(path: str) -> list[MapGrid]:
@@ -194,7 +198,7 @@ class CountTask:
         counts = self.empty()
         layer = self.grid.open_layer()
         for shard in self.grid.tiles(place):
-            self._add_shard(counts, np.asarray(layer[shard]), shard)
+            self._add_shard(counts, self.grid.read(layer, shard), shard)
         return counts
 
     def _add_shard(self, counts: MapCounts, classes: UInt8Array, shard: ROI) -> None:

@@ -239,7 +239,7 @@ def _read_pixels(grid: MapGrid, places: IntArray) -> npt.NDArray[np.uint8]:
     for number, corner in enumerate(chunks * step):
         own = np.flatnonzero(members == number)
         rows, cols = (slice(start, start + size) for start, size in zip(corner, step, strict=True))
-        chunk = np.asarray(layer[rows, cols])
+        chunk = grid.read(layer, (rows, cols))
         values[own] = chunk[tuple((places[own] - corner).T)]
     return values
 

@@ -16,10 +16,14 @@ from bigmap.store import (
     MapWriter,
     ShardKey,
     check_shards,
+    complete_map,
     create_map,
     halve_classes,
     halve_values,
+    has_map,
+    list_shard_keys,
     overview_places,
+    remove_store,
     write_overview,
 )
 
@@ -61,7 +65,7 @@ def random_layers(shape, seed=0):
 def test_xarray_opens_the_map_with_crs_and_classes(path):
     for dataset in (
         bigmap.open_map(path),
-        xr.open_zarr(path, consolidated=False).set_coords("spatial_ref"),
+        xr.open_zarr(path, consolidated=False, mask_and_scale=False),
     ):
         assert dataset.rio.crs.to_epsg() == 25831
         assert tuple(dataset.rio.transform())[:6] == (5.0, 0.0, 640.0, 0.0, -5.0, 3200.0)
@@ -73,6 +77,119 @@ def test_xarray_opens_the_map_with_crs_and_classes(path):
         assert float(dataset.x[0]) == 642.5
         assert float(dataset.y[0]) == 3197.5
         assert (dataset["class"].values == 255).all()
+        assert dataset["class"].rio.nodata == 255
+
+
+def test_plain_xarray_knows_crs_and_nodata(path):
+    MapWriter(path).write(random_layers((64, 64)), (slice(0, 64), slice(0, 64)))
+    dataset = xr.open_zarr(path, consolidated=False)
+    assert dataset.rio.crs.to_epsg() == 25831
+    assert dataset["class"].rio.crs.to_epsg() == 25831
+    assert dataset["class"].rio.encoded_nodata == 255
+    assert np.isnan(dataset["class"].values[64:]).all()
+    assert set(np.unique(dataset["class"].values[:64, :64])) == {0.0, 1.0}
+    assert dataset["class"].attrs["flag_values"] == [0, 1]
+
+
+def test_a_datatree_holds_the_map_and_its_overviews(path):
+    tree = xr.open_datatree(path, engine="zarr", consolidated=False)
+    assert tree["class"].shape == (128, 192)
+    assert tree["1/class"].dims == ("y_1", "x_1")
+    assert tree["2/class"].shape == (32, 48)
+    assert tree["1/class"].rio.crs.to_epsg() == 25831
+    assert tuple(tree["2/class"].rio.transform())[:6] == (20, 0, 640, 0, -20, 3200)
+    overview = bigmap.open_map(path, level=1)
+    assert overview["class"].dims == ("y", "x")
+    assert overview["probability"].dims == ("probability_channel", "y", "x")
+
+
+def test_a_flipped_bit_is_an_error_and_no_other_value(path, tmp_path):
+    place = slice(0, 64), slice(0, 64)
+    layers = random_layers((64, 64))
+    layers["class"][:] = 1  # what packs best has the fewest bits to tell a change by
+    writer = MapWriter(path)
+    shards = writer.write(layers, place)
+    rng = np.random.default_rng(0)
+    sentences: list[tuple[str, str]] = []
+    for shard in (shards[0], shards[-1]):
+        file = tmp_path / "map.zarr" / shard.key
+        name, content = shard.key.partition("/")[0], file.read_bytes()
+        for bit in rng.choice(8 * len(content), 20, replace=False):
+            spoilt = bytearray(content)
+            spoilt[bit // 8] ^= 1 << (bit % 8)
+            file.write_bytes(spoilt)
+            try:
+                read = writer.read(name, place)
+            except OutputError as error:
+                sentences.append((shard.key, str(error)))
+            else:
+                assert np.array_equal(read, layers[name])
+        # Who does the block again replaces it.
+        assert {each.key for each in writer.write(layers, place)} == {s.key for s in shards}
+        assert file.read_bytes() == content
+    assert len(sentences) >= 35
+    for key, sentence in sentences:
+        assert f"map.zarr/{key}: is damaged (" in sentence
+        assert "make it again with --resume" in sentence
+
+
+def test_coordinates_have_checksums_too(path, tmp_path):
+    file = next(file for file in (tmp_path / "map.zarr" / "x" / "c").rglob("*") if file.is_file())
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises((RuntimeError, ValueError)):
+        xr.open_zarr(path, consolidated=False)
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut", "zeroed", "newer"])
+def test_damaged_metadata_are_made_anew_and_shards_stay(path, tmp_path, damage):
+    layers = random_layers((64, 64))
+    MapWriter(path).write(layers, (slice(0, 64), slice(0, 64)))
+    before = {
+        file: file.read_bytes() for file in (tmp_path / "map.zarr").rglob("*") if file.is_file()
+    }
+    for key in ("zarr.json", "class/zarr.json", "1/zarr.json", "y/c/0"):
+        file = tmp_path / "map.zarr" / key
+        content = before[file]
+        if damage == "removed":
+            file.unlink()
+        else:
+            newer = content.replace(b'"zarr_format": 3', b'"zarr_format": 4')
+            file.write_bytes(
+                {"cut": content[:-9], "zeroed": bytes(len(content)), "newer": newer}[damage]
+            )
+        changed = not file.exists() or file.read_bytes() != content
+        assert has_map(path, ["class"]) is not (changed and key in ("zarr.json", "class/zarr.json"))
+        assert complete_map(path, make_template()) == ([key] if changed else [])
+        assert file.read_bytes() == content
+    after = {
+        file: file.read_bytes() for file in (tmp_path / "map.zarr").rglob("*") if file.is_file()
+    }
+    assert after == before
+
+
+def test_a_link_stays_when_its_map_is_replaced(tmp_path):
+    disk, link = tmp_path / "disk", tmp_path / "map.zarr"
+    disk.mkdir()
+    link.symlink_to(disk)
+    create_map(str(link), make_template())
+    (disk / "old").mkdir()
+    create_map(str(link), make_template())
+    assert link.is_symlink()
+    assert (disk / "zarr.json").exists()
+    assert not (disk / "old").exists()
+    remove_store(str(link))
+    assert link.is_symlink()
+    assert not list(disk.iterdir())
+
+
+def test_objects_of_a_block_are_known_before_they_are_written(path):
+    template = make_template()
+    block = slice(-320, -304), slice(96, 112)
+    written = MapWriter(path).write(random_layers((32, 32)), (slice(0, 32), slice(64, 96)))
+    keys = ["class/c/0/2", "ndvi/c/0/2", "probability/c/0/0/2"]
+    assert list(list_shard_keys(template, block)) == keys == [shard.key for shard in written]
 
 
 def test_attributes_follow_the_zarr_conventions(path):
