@@ -1,0 +1,137 @@
+"""Places of maps and what is kept beside them: taken, foreign, damaged, or somewhere else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bigmap.config import parse_recipe
+from bigmap.errors import OutputError
+from bigmap.lease import Lease
+from bigmap.runs import MARK, RunFolder, check_output, check_run_folder
+from tests.integration.small_world import raw_recipe
+
+
+def recipe_at(path):
+    return parse_recipe(raw_recipe(output__path=str(path)))
+
+
+def check(path, **flags):
+    return check_output(recipe_at(path), **{"resume": False, "overwrite": False} | flags)
+
+
+def test_a_free_place_is_taken(tmp_path):
+    assert check(tmp_path / "map.zarr") is False
+    (tmp_path / "map.run").mkdir()
+    assert check(tmp_path / "map.zarr") is False
+    (tmp_path / "map.run" / "lease").mkdir()
+    assert check(tmp_path / "map.zarr") is False
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize("marked", [None, '{"kind": "training"}', "[]", '"map"'])
+def test_a_folder_that_has_the_name_by_chance_is_left_alone(tmp_path, flags, marked):
+    folder = tmp_path / "map.run"
+    (folder / "ledger").mkdir(parents=True)
+    (folder / "ledger" / "accounts.csv").write_text("1,2")
+    (folder / "plan.json").write_text("{}")
+    if marked is not None:
+        (folder / MARK).write_text(marked)
+    with pytest.raises(OutputError, match=r"map\.run: exists and is not the run folder of a map"):
+        check(tmp_path / "map.zarr", **flags)
+    lease = Lease(str(folder))
+    lease.acquire()
+    with pytest.raises(OutputError, match="is not the run folder of a map"):
+        RunFolder(str(tmp_path / "map.zarr")).clear(lease)
+    lease.release()
+    assert (folder / "ledger" / "accounts.csv").read_text() == "1,2"
+
+
+def test_a_run_folder_of_a_version_before_marks_is_known_by_its_files(tmp_path):
+    for name in ("recipe.yaml", "plan.json"):
+        (tmp_path / name).write_text("")
+    check_run_folder(str(tmp_path), "map", signs=("recipe.yaml", "plan.json"))
+    with pytest.raises(OutputError, match="not the run folder of a training"):
+        check_run_folder(str(tmp_path), "training", signs=("checkpoint.pt",))
+
+
+@pytest.mark.parametrize("flags", [{}, {"overwrite": True}])
+def test_a_link_that_leads_nowhere_is_told(tmp_path, flags):
+    (tmp_path / "map.zarr").symlink_to(tmp_path / "gone")
+    with pytest.raises(OutputError, match=r"map\.zarr is a link to .*/gone, which does not exist"):
+        check(tmp_path / "map.zarr", **flags)
+    (tmp_path / "maps").symlink_to(tmp_path / "disk")
+    with pytest.raises(OutputError, match=r"/maps is a link to .*/disk, which does not exist"):
+        check(tmp_path / "maps" / "map.zarr", **flags)
+
+
+@pytest.mark.parametrize("place", ["a::b.zarr", "maps/a::b.zarr", "simplecache::maps/b.zarr"])
+def test_a_path_that_would_be_a_chain_of_urls_is_refused(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "maps").mkdir()
+    with pytest.raises(OutputError, match="holds '::'"):
+        check(place)
+
+
+@pytest.mark.parametrize("around", ["other.zarr", "other.zarr/1", "other.run"])
+def test_a_place_inside_another_map_or_run_is_refused(tmp_path, around):
+    (tmp_path / "other.zarr").mkdir()
+    (tmp_path / "other.zarr" / "zarr.json").write_text("{}")
+    (tmp_path / "other.run").mkdir()
+    (tmp_path / "other.run" / MARK).write_text('{"kind": "map"}')
+    with pytest.raises(OutputError, match=r"lies inside another map or run, .*/other\."):
+        check(tmp_path / around / "map.zarr")
+    (tmp_path / "link").symlink_to(tmp_path / around.partition("/")[0])
+    with pytest.raises(OutputError, match="lies inside another map or run"):
+        check(tmp_path / "link" / "map.zarr")
+    # A zone is a group of its own map.
+    assert check(tmp_path / "utm.zarr" / "utm31n") is False
+
+
+def test_a_misspelt_bucket_is_not_made(monkeypatch):
+    class NoBuckets:
+        protocol = ("s3", "s3a")
+
+        def exists(self, path):
+            asked.append(path)
+            return False
+
+    asked: list[str] = []
+    monkeypatch.setattr("bigmap.runs.locate", lambda place: (NoBuckets(), place[5:]))
+    with pytest.raises(OutputError, match="there is no bucket s3://typo-bucket; make it first"):
+        check("s3://typo-bucket/maps/m.zarr")
+    assert asked == ["typo-bucket"]
+
+
+@pytest.fixture
+def leases(tmp_path):
+    """Two leases on one run, of which the second has taken over."""
+    old = Lease(str(tmp_path / "map.run"))
+    old.acquire()
+    old.stopping.set()
+    file = Path(old.path)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pid": 0}))
+    new = Lease(str(tmp_path / "map.run"))
+    new.acquire()
+    yield old, new
+    for lease in (old, new):
+        lease.release()
+
+
+def test_overviews_are_complete_if_the_newest_driver_says_so(tmp_path, leases, monkeypatch):
+    old, new = leases
+    folder = RunFolder(str(tmp_path / "map.zarr"))
+    (tmp_path / "map.run" / "plan.json").write_text('{"blocks": 1}')
+    assert not folder.has_overviews()
+    folder.mark_overviews(new, complete=False)
+    with pytest.raises(OutputError, match="took this output over"):
+        folder.mark_overviews(old, complete=True)
+    # It was stopped between the look at the lease and the write.
+    monkeypatch.setattr(old, "check", lambda: None)
+    folder.mark_overviews(old, complete=True)
+    assert not folder.has_overviews()
+    folder.mark_overviews(new, complete=True)
+    assert folder.has_overviews()
+    # Those of a map that was started anew since are not.
+    (tmp_path / "map.run" / "plan.json").write_text('{"blocks": 1, "term": 3}')
+    assert not folder.has_overviews()
