@@ -137,8 +137,9 @@ def write_scenes(folder: Path, case: Case) -> Path:
 
 def make_recipe(case: Case, folder: Path) -> Recipe:
     """Return the recipe of two blocks side by side."""
-    items, options = write_scenes(folder / "scenes", case), dict(
-        word.split("=") for word in case.options.split()
+    items, options = (
+        write_scenes(folder / "scenes", case),
+        dict(word.split("=") for word in case.options.split()),
     )
     inset = 50
     box = (LEFT + inset, TOP - 10 * case.cell_px + inset, LEFT + 20 * case.cell_px - inset,

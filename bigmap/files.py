@@ -80,7 +80,7 @@ def write_atomically(filesystem: Any, path: str, data: bytes | memoryview) -> No
     """
     try:
         if is_local(filesystem):
-            _write_and_sync(Path(path), data)
+            write_and_sync(Path(path), data)
         else:
             filesystem.pipe_file(path, bytes(data))
     except storage_errors() as error:
@@ -88,8 +88,14 @@ def write_atomically(filesystem: Any, path: str, data: bytes | memoryview) -> No
         raise OutputError(f"{path}: cannot be written ({reason})") from None
 
 
-def _write_and_sync(path: Path, data: bytes | memoryview) -> None:
-    """Write under another name first; file and folder are on the disk when it has its own."""
+def write_and_sync(path: Path, data: bytes | memoryview) -> None:
+    """Write a file of this machine whole; it and its folder are on the disk when it has its name.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; no half of it is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:

@@ -74,7 +74,7 @@ MOST_BLOCKS = 1_000_000
 WEIGHT_COPIES = 2
 """While a worker builds a model: as it is trained, and as it predicts."""
 PLANS = 6
-"""Of resampling, kept for the grids of the files that cells in hand lie in: pixel sizes and kinds."""
+"""Of resampling, kept for the grids of the files that cells in hand lie in."""
 REMOTE_READS = 16
 LOCAL_READS = 2
 LOCAL_HOST = "://"

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fsspec.implementations.local import LocalFileSystem
 
 from bigmap.errors import ModelError, TrainingError
-from bigmap.files import write_atomically
+from bigmap.files import write_and_sync
 from bigmap.lease import LEASE_FOLDER
 from bigmap.models import MapModel, Training, save_weights
 from bigmap.models.checkpoint import read_pickle
@@ -105,7 +104,7 @@ class TrainingFolder:
         """Write a checkpoint: the old one or the new one is there, never half of one."""
         buffer = io.BytesIO()
         torch.save({"version": VERSION, **content}, buffer)
-        write_atomically(LocalFileSystem(), str(self.checkpoint), buffer.getbuffer())
+        write_and_sync(self.checkpoint, buffer.getbuffer())
 
     def load(self, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
         """Read the checkpoint; nothing in it is run.
@@ -159,7 +158,7 @@ class TrainingFolder:
     def write_summary(self, content: Mapping[str, Any]) -> None:
         """Write what the run came to, as JSON."""
         text = json.dumps(content, indent=2)
-        write_atomically(LocalFileSystem(), str(self.summary), text.encode())
+        write_and_sync(self.summary, text.encode())
 
 
 class Table:

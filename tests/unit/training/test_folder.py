@@ -110,7 +110,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch) -> N
     folder = make_folder(tmp_path)
     save(folder, position={"step": 1})
     monkeypatch.setattr("os.fsync", lambda number: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OutputError, match=r"checkpoint\.pt: cannot be written \(disk full\)"):
+    with pytest.raises(OSError, match="disk full"):
         save(folder, position={"step": 2})
     monkeypatch.undo()
     assert folder.load(FINGERPRINT)["position"] == {"step": 1}
