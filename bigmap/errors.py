@@ -12,16 +12,19 @@ from contextlib import contextmanager
 
 from bigmap.redaction import redact
 
+MOST_LETTERS, KEPT_LETTERS = 1_500, 700
+"""Of a message, and of each end of one that is longer."""
+
 
 class BigmapError(Exception):
     """Base of all errors that the user of bigmap can act on.
 
-    Its message is kept in ledgers and logs, so it holds no secret, whatever it repeats of an href
-    or of another library's words.
+    Its message is kept in ledgers and logs, so it is one printable line without secrets, whatever
+    it repeats of a file, an href or of another library's words.
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(redact(message))
+        super().__init__(redact(_to_line(message)))
 
 
 class RecipeError(BigmapError):
@@ -109,3 +112,13 @@ def drop_causes() -> Iterator[None]:
     except Exception as error:
         error.__cause__ = error.__context__ = None
         raise
+
+
+def _to_line(text: str) -> str:
+    """Leave out the middle of a long text, and show what cannot be printed as its escape."""
+    if len(text) > MOST_LETTERS:
+        text = f"{text[:KEPT_LETTERS]} ... {text[-KEPT_LETTERS:]}"
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in " ".join(text.split())
+    )

@@ -1,4 +1,4 @@
-"""Errors on their way from a worker to the driver."""
+"""Errors on their way from a worker to the driver, and their messages."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from rasterio.errors import RasterioIOError
 
 from bigmap import runner
 from bigmap.clusters import mapping, ranks, scenes
-from bigmap.errors import ReadError, drop_causes
+from bigmap.errors import CatalogError, ReadError, drop_causes
 from bigmap.items import ItemTable
 
 
@@ -66,3 +66,26 @@ def test_tasks_of_all_kinds_drop_what_cannot_travel(monkeypatch, module, call):
     held = SimpleNamespace(task=fail, job=None, tells_start=False, pool=SimpleNamespace(do=fail))
     monkeypatch.setattr(module, "get_worker", lambda: SimpleNamespace(plugins={"p": held}))
     assert type(travel(catch(call))) is ReadError
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("a.json: is not JSON; correct source.files", "a.json: is not JSON; correct source.files"),
+        ("a.parquet (bad thrift: \x0e\n); mend it", r"a.parquet (bad thrift: \x0e ); mend it"),
+        ("first\r\n\tsecond\n", "first second"),
+        ("\x1b[31mred\u202etxt \ud800 é", r"\x1b[31mred\u202etxt \ud800 é"),
+    ],
+)
+def test_a_message_is_one_printable_line(message, line):
+    error = CatalogError(message)
+    assert str(error) == line
+    assert str(travel(error)) == line
+
+
+def test_a_long_message_keeps_what_it_is_about_and_what_to_do():
+    line = str(CatalogError(f"a.json: holds {'a-' * 100_000}; correct source.files"))
+    assert line.startswith("a.json: holds a-a-")
+    assert line.endswith("a-; correct source.files")
+    assert len(line) < 1_500
+    assert str(CatalogError(line)) == line
