@@ -25,7 +25,8 @@ from affine import Affine
 from bigmap.api import plan
 from bigmap.catalog import find_items, save_items
 from bigmap.config import FilesSource, load_recipe
-from bigmap.ledger import LEASE_FILE, BlockRecord, Ledger
+from bigmap.lease import Lease
+from bigmap.ledger import BlockRecord
 from bigmap.models import Training, build_model, save_weights
 from bigmap.planning import Plan, make_plan
 from bigmap.runs import RunFolder
@@ -263,31 +264,33 @@ def describe_wide_scenes() -> dict[str, Any]:
 
 def write_run(planned: Plan | ZonePlans) -> None:
     """Write what a run of a plan leaves, short of pixels."""
+    folder = RunFolder(planned.recipe.output.path)
+    lease = Lease(folder.path)
+    lease.acquire()
     if isinstance(planned, ZonePlans):
-        output = planned.recipe.output.path
-        blocks = {group: len(each.blocks)
-                  for group, each in zip(planned.groups, planned.plans, strict=True)}  # fmt: skip
-        create_root(output, {"title": "zones", "bigmap:recipe": {}}, planned.groups)
+        sizes = [len(each.blocks) for each in planned.plans]
+        create_root(folder.output, {"title": "zones", "bigmap:recipe": {}}, planned.groups)
+        folder.create_zones(planned.recipe, dict(zip(planned.groups, sizes, strict=True)), lease)
         for each in planned.plans:
             write_run(each)
-        RunFolder(output).create_zones(planned.recipe, blocks)
-        return
-    folder = RunFolder(planned.recipe.output.path)
-    folder.create(planned)
-    create_map(folder.output, planned.template())
-    book = Ledger(folder.path)
-    for number, block in enumerate(planned.blocks):
-        book.append(BlockRecord(
-            block=planned.name(block), state=("done", "empty", "failed")[number % 3],
-            dates=("2024-04-01",), seconds={"read": 0.5}, shards=(("class/c/0/0", 12),),
-            finished="2024-05-01T10:00:00+00:00",
-        ))  # fmt: skip
-        book.flush()
-        if number == 1:
-            book.compact()
-    folder.mark_overviews(complete=True)
-    dead = {"owner": "0" * 32, "host": "elsewhere", "pid": 1, "renewed": 1.7e9}
-    write_json(Path(folder.path) / LEASE_FILE, dead)
+    else:
+        folder.create(planned, lease)
+        create_map(folder.output, planned.template())
+        book = folder.open_ledger(lease)
+        for number, block in enumerate(planned.blocks):
+            book.append(BlockRecord(
+                block=planned.name(block), state=("done", "empty", "failed")[number % 3],
+                dates=("2024-04-01",), seconds={"read": 0.5}, shards=(("class/c/0/0", 12),),
+                finished="2024-05-01T10:00:00+00:00",
+            ))  # fmt: skip
+            book.flush()
+            if number == 1:
+                book.compact()
+        folder.mark_overviews(lease, complete=True)
+    lease.release()
+    # A lease of another process and another time would be another input.
+    holder = {"owner": "0" * 32, "host": "elsewhere", "pid": 1, "renewed": 1.7e9, "released": True}
+    write_json(Path(lease.path), holder)
 
 
 def write_models(folder: Path) -> None:

@@ -34,7 +34,7 @@ from bigmap.config import (
     parse_yaml,
 )
 from bigmap.labels import open_labels
-from bigmap.ledger import Lease, Ledger
+from bigmap.lease import Lease
 from bigmap.models import read_tensors
 from bigmap.models.published import import_weights
 from bigmap.planning import make_plan
@@ -214,7 +214,8 @@ def keep_ledger(case: Path) -> None:
     lease = Lease(folder.path)
     lease.acquire()
     try:
-        book = Ledger(folder.path)
+        book = folder.open_ledger(lease)
+        book.mend()
         book.latest()
         book.compact()
     finally:
