@@ -37,7 +37,7 @@ from bigmap.errors import ReadError, SamplesError
 from bigmap.vectors import VectorFile, name_values, normalise, open_vector, take_polygons
 
 UNLABELLED = 255
-LABEL_ACCESS = Access(unsigned_s3=False)
+OWN_ACCESS = Access(unsigned_s3=False)
 MOST_VALUES, OPAQUE = 65_536, 65_535
 HALF_TURN = 180.0
 SCAN_PX = 2048
@@ -321,21 +321,33 @@ class RasterLabelReader:
 
 
 @contextmanager
-def _open_raster(file: str) -> Iterator[DatasetReader]:
+def open_own_raster(file: str, *, field: str = "samples.labels.files") -> Iterator[DatasetReader]:
+    """Open a GeoTIFF or JPEG 2000 file that the recipe names.
+
+    Raises
+    ------
+    SamplesError
+        If it cannot be read; names the field.
+    """
     try:
-        with open_raster(file, LABEL_ACCESS) as source:
+        with open_raster(file, OWN_ACCESS) as source:
             yield source
     except ReadError as error:
-        raise SamplesError(f"samples.labels.files: {error}") from None
+        raise SamplesError(f"{field}: {error}") from None
     except (RasterioError, OSError, ProjError) as error:
-        raise SamplesError(f"samples.labels.files: {file}: cannot be read ({error})") from None
+        raise SamplesError(f"{field}: {file}: cannot be read ({error})") from None
+
+
+def has_alpha_band(source: DatasetReader) -> bool:
+    """Tell whether the last of a raster's bands says where it has data."""
+    return bool(source.colorinterp[-1] == ColorInterp.alpha) and source.count > 1
 
 
 def _warp(
     file: RasterFile, geobox: GeoBox, turn: Turn
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """Read a raster on a grid by the most frequent value."""
-    with _open_raster(file.path) as source:
+    with open_own_raster(file.path) as source:
         ratio = _size_ratio(source, geobox)
         # GDAL takes the mode of wider values as float32, and heeds one way to say nodata only.
         if np.dtype(source.dtypes[0]).itemsize <= 2 and _count_masks(source) <= 1:
@@ -369,7 +381,7 @@ def _warp_dataset(
     with WarpedVRT(
         source, crs=str(geobox.crs), transform=geobox.transform, width=geobox.shape[1],
         height=geobox.shape[0], resampling=Resampling.mode, tolerance=1e-9, XSCALE=ratio,
-        YSCALE=ratio, add_alpha=source.nodata is None and not _has_alpha(source),
+        YSCALE=ratio, add_alpha=source.nodata is None and not has_alpha_band(source),
         **turn.options(source),
     ) as warped:  # fmt: skip
         return warped.read(1), warped.dataset_mask() > 0
@@ -380,20 +392,16 @@ def _read_seen(source: DatasetReader, window: Window) -> npt.NDArray[np.bool_]:
     seen = np.asarray(source.read_masks(1, window=window) > 0)
     if source.nodata is not None:
         seen &= source.read(1, window=window) != source.nodata
-    if _has_alpha(source):
+    if has_alpha_band(source):
         seen &= source.read(source.count, window=window) > 0
     return seen
-
-
-def _has_alpha(source: DatasetReader) -> bool:
-    return bool(source.colorinterp[-1] == ColorInterp.alpha) and source.count > 1
 
 
 def _count_masks(source: DatasetReader) -> int:
     """Return in how many ways a raster says where it has no data."""
     flags = source.mask_flag_enums[0]
     has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-    return (source.nodata is not None) + _has_alpha(source) + has_mask
+    return (source.nodata is not None) + has_alpha_band(source) + has_mask
 
 
 def _window_of(source: DatasetReader, bounds: Bounds, crs: str, turn: Turn) -> Window:
@@ -485,8 +493,8 @@ def _check_raster(path: str, mapped: Mapping[int, int]) -> RasterFile:
     where = f"samples.labels.files: {path}"
     if Path(f"{path}.msk").exists():
         raise SamplesError(f"{where}: has a mask in {path}.msk, which is not read; put it inside")
-    with _open_raster(path) as source:
-        bands = source.count - _has_alpha(source)
+    with open_own_raster(path) as source:
+        bands = source.count - has_alpha_band(source)
         if source.crs is None or source.transform.is_identity:
             raise SamplesError(f"{where}: has no CRS or no transform inside; assign them")
         if bands != 1:
@@ -540,7 +548,7 @@ def _scan(
     file: RasterFile, bounds: Bounds, crs: str
 ) -> Iterator[tuple[npt.NDArray[Any], set[int]]]:
     """Yield the values of a raster in a region piece by piece, and nodata where there is some."""
-    with _open_raster(file.path) as source:
+    with open_own_raster(file.path) as source:
         for turn in file.find_turns(bounds, crs):
             whole = _window_of(source, bounds, crs, turn)
             for row in range(whole.row_off, whole.row_off + whole.height, SCAN_PX):

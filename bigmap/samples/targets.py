@@ -10,20 +10,20 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject
 
 from bigmap import simulate
 from bigmap.errors import SamplesError
+from bigmap.labels import has_alpha_band, open_own_raster
 from bigmap.radiometry import DN_OFFSET, DN_SCALE, NODATA
 from bigmap.simulate.images import SECOND_GSD_M, SECOND_RESPONSE
 
 UInt16Array = npt.NDArray[np.uint16]
 BoolArray = npt.NDArray[np.bool_]
+FILES_FIELD = "samples.target.files"
 CUBIC_A = -0.5
 """Keys' parameter for reductions, as in Pillow and MATLAB's imresize."""
 MARGIN_PX = 8
@@ -141,19 +141,16 @@ class SensorReader:
         return target[[order.index(band) for band in self.bands]]
 
     def _warp(self, file: str, geobox: GeoBox) -> Any:
-        try:
-            with (
-                rasterio.open(file) as source,
-                WarpedVRT(
-                    source, crs=str(geobox.crs), transform=geobox.transform, width=geobox.shape[1],
-                    height=geobox.shape[0], resampling=Resampling.cubic, tolerance=1e-9,
-                    add_alpha=source.nodata is None,
-                ) as warped,
-            ):  # fmt: skip
-                values = warped.read(range(1, len(self.bands) + 1)).astype(np.float64)
-                seen = warped.dataset_mask() > 0
-        except (RasterioError, OSError) as error:
-            raise SamplesError(f"samples.target.files: {file}: cannot be read ({error})") from None
+        with (
+            open_own_raster(file, field=FILES_FIELD) as source,
+            WarpedVRT(
+                source, crs=str(geobox.crs), transform=geobox.transform, width=geobox.shape[1],
+                height=geobox.shape[0], resampling=Resampling.cubic, tolerance=1e-9,
+                add_alpha=source.nodata is None and not has_alpha_band(source),
+            ) as warped,
+        ):  # fmt: skip
+            values = warped.read(range(1, len(self.bands) + 1)).astype(np.float64)
+            seen = warped.dataset_mask() > 0
         return np.where(seen, self.scale * values + self.offset, np.nan)
 
 
@@ -178,17 +175,15 @@ def open_sensor(
         return SensorReader(bands, seed=seed)
     gsd_m = math.inf
     for file in files:
-        where = f"samples.target.files: {file}"
-        try:
-            with rasterio.open(file) as source:
-                if source.crs is None or not source.crs.is_projected:
-                    raise SamplesError(f"{where}: needs a projected CRS in metres")
-                if source.count < len(bands):
-                    raise SamplesError(
-                        f"{where}: has {source.count} bands, but the model makes {len(bands)}: "
-                        f"{', '.join(bands)}"
-                    )
-                gsd_m = min(gsd_m, abs(float(source.transform.a)))
-        except (RasterioError, OSError) as error:
-            raise SamplesError(f"{where}: cannot be read ({error})") from None
+        where = f"{FILES_FIELD}: {file}"
+        with open_own_raster(file, field=FILES_FIELD) as source:
+            if source.crs is None or not source.crs.is_projected:
+                raise SamplesError(f"{where}: needs a projected CRS in metres")
+            count = source.count - has_alpha_band(source)
+            if count < len(bands):
+                raise SamplesError(
+                    f"{where}: has {count} bands, but the model makes {len(bands)}: "
+                    f"{', '.join(bands)}"
+                )
+            gsd_m = min(gsd_m, abs(float(source.transform.a)))
     return SensorReader(bands, tuple(files), scale, offset, seed, gsd_m)

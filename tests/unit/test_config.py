@@ -277,3 +277,18 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
     file = write_recipe(tmp_path / "r.yaml")
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert load_recipe(file).name == "small"
+
+
+def test_a_layer_is_one_of_a_file(tmp_path):
+    file = write_recipe(tmp_path / "r.yaml")
+    with pytest.raises(RecipeError, match="area: layer is one of a file"):
+        load_recipe(file, ["area.layer=a"])
+
+
+@pytest.mark.parametrize("stored", ["e\u0301te\u0301.gpkg", "\u00e9t\u00e9.gpkg"])
+@pytest.mark.parametrize("given", ["e\u0301te\u0301.gpkg", "\u00e9t\u00e9.gpkg"])
+def test_names_of_files_are_found_with_accents_composed_or_not(tmp_path, stored, given):
+    file = write_recipe(tmp_path / "r.yaml")
+    (tmp_path / stored).touch()
+    recipe = load_recipe(file, [f"area={{file: {given}}}"])
+    assert recipe.area.file == str(tmp_path / stored)
