@@ -123,7 +123,10 @@ RECIPES = {
     "output on the web": ({"output__path": "http://a.b/m.zarr"}, ["output.path", "s3://"]),
     "output without user": ({"output__path": "~nobody-here/m.zarr"}, ["output.path", "not a path"]),
     "control character": ({"output__path": "a\0b.zarr"}, ["output.path", "cannot be printed"]),
-    "output among scenes": ({"output__path": "scenes/m.zarr"}, ["output.path", "among the scenes"]),
+    "output in a scene": (
+        {"output__path": "scenes/S2A_31TCG_20240401_0_L2A/deep/m.zarr"},
+        ["output.path", "among the files of S2A_31TCG_20240401_0_L2A"],
+    ),
     "output holds the input": (
         {"source__files": ["in.zarr/items.json"], "output__path": "in.zarr"},
         ["output.path", "holds the input", "items.json"],
@@ -418,10 +421,12 @@ def test_area_outside_real_scenes(folder, shared_data, capsys):
     refuse(capsys, folder, "plan", "recipe.yaml", words=["items.json", "outside the area"])
 
 
-def test_output_deep_among_scenes(folder, capsys):
-    write_recipe(folder / "recipe.yaml", output__path="scenes/deep/er/m.zarr")
-    words = ["output.path", "among the scenes"]
-    refuse(capsys, folder, "run", "recipe.yaml", "--overwrite", words=words)
+@pytest.mark.parametrize("output", ["scenes/m.zarr", "scenes/maps/er/m.zarr"])
+def test_a_map_may_lie_beside_the_scenes(folder, capsys, output):
+    write_recipe(folder / "recipe.yaml", output__path=output)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plan", "recipe.yaml"])
+    assert not stop.value.code, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

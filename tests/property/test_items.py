@@ -2,6 +2,7 @@
 
 import datetime as dt
 import pickle
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given
@@ -73,3 +74,27 @@ def test_rows_with_like_files_share_a_layout():
     assert len(set(columns["layout"].to_pylist())) == 1
     small = pickle.dumps(ItemTable(columns).take(np.arange(2)))
     assert len(small) < 6_000
+
+
+def test_each_host_of_an_item_counts():
+    def row(number: int, *hrefs: str) -> ItemRow:
+        files = {
+            f"B{index}": AssetRow(href, (1, 1), (10.0, 0.0, 0.0, 0.0, -10.0, 0.0))
+            for index, href in enumerate(hrefs)
+        }
+        day = dt.date(2024, 5, number)
+        time = dt.datetime(2024, 5, number, tzinfo=dt.UTC)
+        return ItemRow(
+            str(number), "c", time, day, 32631, (0.0, 0.0, 1.0, 1.0), 0, None, None, None, files
+        )
+
+    table = ItemTable.of([
+        row(1, "https://a/x/1.tif", "s3://b/x/1.tif"),
+        row(2, "https://a/x/1.tif", "https://another/x/1.tif"),
+        row(3, "https://a/x/1.tif", "/data/1.tif"),
+        row(4, "/data/x/1.tif", "/scratch/1.tif"),
+        row(5, "s3://b/x/1.tif", "s3://b/y/1.tif"),
+    ])  # fmt: skip
+    assert table.count_hosts() == {"https://a": 3, "s3://b": 2, "https://another": 1, "://": 2}
+    assert [each.id for each in table.find_around(Path("/data/x/maps"))] == ["1", "3", "4"]
+    assert [each.id for each in table[4:].find_around(Path("/data"))] == []

@@ -30,6 +30,7 @@ class ReplayServer(ThreadingHTTPServer):
         self.root = f"http://127.0.0.1:{self.server_port}/v1"
         self.landing, self.pages = landing, pages
         self.faults, self.searches, self.loop = [], [], False
+        self.asked = []
 
     def page_for(self, body):
         keys = [json.dumps(key, sort_keys=True) for key, _ in self.pages]
@@ -55,6 +56,7 @@ class ReplayHandler(BaseHTTPRequestHandler):
         self.answer(self.server.page_for(body))
 
     def answer(self, content):
+        self.server.asked.append((self.path, self.headers))
         text = json.dumps(content).replace(RECORDED_ROOT, self.server.root)
         status, text, kind = (
             self.server.faults.pop(0) if self.server.faults else (200, text, "application/json")
@@ -212,6 +214,29 @@ def test_lasting_faults_are_one_clear_sentence(server, fault, words):
     assert words in message
     assert server.root in message
     assert "\n" not in message
+
+
+def test_access_comes_from_the_environment(server, monkeypatch):
+    monkeypatch.setenv("BIGMAP_STAC_QUERY", "api-key=s3cr3t&user=me")
+    monkeypatch.setenv("BIGMAP_STAC_HEADER", "X-Api-Key: other s3cr3t")
+    assert len(find(server).rows) == 6
+    assert len(server.asked) == 4
+    for path, headers in server.asked:
+        assert path.endswith("?api-key=s3cr3t&user=me")
+        assert headers["X-Api-Key"] == "other s3cr3t"
+    server.faults = [(403, "{}", "application/json")] * 9
+    with pytest.raises(CatalogError, match="a key in BIGMAP_STAC_QUERY") as error:
+        find(server)
+    assert "s3cr3t" not in str(error.value)
+
+
+def test_access_goes_to_no_other_host(server, monkeypatch):
+    monkeypatch.setenv("BIGMAP_STAC_QUERY", "api-key=s3cr3t")
+    text = json.dumps(server.landing).replace(RECORDED_ROOT, server.root)
+    elsewhere = server.root.replace("127.0.0.1", "localhost")
+    server.landing = json.loads(text.replace(f"{server.root}/search", f"{elsewhere}/search"))
+    find(server)
+    assert [path.endswith("?api-key=s3cr3t") for path, _ in server.asked][:2] == [True, False]
 
 
 def test_an_api_without_item_search_is_told(server):

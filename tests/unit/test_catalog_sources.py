@@ -40,8 +40,31 @@ def real_item(shared_data):
         ("x.tif", "/gone/item.json", "https://a.example/c/i.json", "https://a.example/c/x.tif"),
         ("x.tif", "/gone/item.json", "./item.json", "/gone/x.tif"),
         ("/vsizip/d.zip/x.tif", "/e/items.json", None, "/vsizip/d.zip/x.tif"),
+        ("file://localhost/d/x.tif", "/e/items.json", None, "/d/x.tif"),
+        ("file:/d/x.tif", "/e/items.json", None, "/d/x.tif"),
+        ("x.tif", "file:///d%20e/items.json", None, "/d e/x.tif"),
+        ("/d/x.tif", "https://a.example/c/i.json", None, "https://a.example/d/x.tif"),
+        ("/vsicurl/https://a.example/x y.tif", "/e/i.json", None, "https://a.example/x%20y.tif"),
+        (
+            "/vsicurl?header.X-Api-Key=k&url=https%3A%2F%2Fa.example%2Fx%2520y.tif", None, None,
+            "https://a.example/x%20y.tif",
+        ),
+        ("/vsis3/b/x y/a+b#1.tif", None, None, "s3://b/x y/a+b#1.tif"),
+        ("/vsigs/b/x.tif", None, None, "gs://b/x.tif"),
+        ("/vsiaz/b/x.tif", None, None, "az://b/x.tif"),
+        ("s3://b/x%20y/a+b.tif", None, None, "s3://b/x y/a+b.tif"),
+        ("x%20y+z.tif", "s3://b/a b#c/i.json", None, "s3://b/a b#c/x y+z.tif"),
+        # Completed once: what is encoded stays so, and a sign that encodes nothing is encoded.
+        (
+            "https://a.example/é è/100%/a%20b.tif?q=ü&r=1%2F2", None, None,
+            "https://a.example/%C3%A9%20%C3%A8/100%25/a%20b.tif?q=%C3%BC&r=1%2F2",
+        ),
+        ("my x.tif", "http://a.example/a b/i.json", None, "http://a.example/a%20b/my%20x.tif"),
+        ("https://a.example/a#1/x.tif", None, None, "https://a.example/a%231/x.tif"),
+        ("https://a.example/x.tif#part", None, None, "https://a.example/x.tif"),
+        ("https://a.example/x.tif?version=2", None, None, "https://a.example/x.tif?version=2"),
     ],
-)
+)  # fmt: skip
 def test_hrefs_are_resolved(href, location, self_href, expected):
     assert resolve_href(href, location, self_href=self_href) == expected
 
@@ -51,6 +74,25 @@ def test_a_file_beside_its_item_counts_before_the_self_link(tmp_path):
     location = str(tmp_path / "item.json")
     resolved = resolve_href("x.tif", location, self_href="https://a.example/c/item.json")
     assert resolved == str(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize(
+    ("href", "name"),
+    [
+        ("my%20sc%C3%A8ne/x.tif", "my scène/x.tif"),
+        ("my%20scene/x.tif", "my%20scene/x.tif"),
+        ("100%/x.tif", "100%/x.tif"),
+        ("a#1?.tif", "a#1?.tif"),
+        ("x.tif?sig=1#a", "x.tif"),
+    ],
+)
+def test_hrefs_of_files_that_are_there_are_found(tmp_path, href, name):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    location = str(tmp_path / "items.json")
+    assert resolve_href(href, location, self_href=None) == str(file)
+    assert resolve_href(f"file://{tmp_path}/{href}", location, self_href=None) == str(file)
 
 
 @pytest.mark.parametrize(

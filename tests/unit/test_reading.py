@@ -262,3 +262,24 @@ def test_blocks_too_large_for_memory_are_refused_by_what_the_file_declares(tmp_p
         pass
     with pytest.raises(ReadError, match=r"strip\.tif: declares blocks of 1000 x 400000 px"):
         reader_of("nearest").read(path, ROI)
+
+
+@pytest.mark.parametrize(
+    ("href", "name"),
+    [
+        ("s3://bucket/my scene/a+b#1?.tif", "/vsis3/bucket/my scene/a+b#1?.tif"),
+        ("gs://bucket/a b.tif", "/vsigs/bucket/a b.tif"),
+        ("https://a.example/my%20scene/x.tif?v=1", "https://a.example/my%20scene/x.tif?v=1"),
+    ],
+)
+def test_gdal_is_given_whole_names(monkeypatch, href, name):
+    given = []
+
+    def note(path, **_):
+        given.append(path)
+        raise rasterio.errors.RasterioIOError("HTTP response code: 403")
+
+    monkeypatch.setattr("bigmap.cube.reading.DatasetReader", note)
+    with pytest.raises(ReadError, match=r"403; give access by source\.access"):
+        reader_of("nearest").read(href, ROI)
+    assert given == [name]
