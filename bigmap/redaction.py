@@ -7,6 +7,7 @@ all messages pass :func:`redact`, so that nothing secret reaches a map, a ledger
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from urllib.parse import quote, unquote
 
 HIDDEN = "***"
@@ -43,7 +44,7 @@ _SECRET_VALUE = re.compile(
 _USER = re.compile(r"(://)(?:[^/?#\s]*@|[^/?#@:\[\s]*:(?!\d*(?:[/?#\s]|$))[^@\s]*@)")
 """Of a URL; also where the password holds what ends a host."""
 _VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s&;,'"<>()\[\]{}]+(?<!:))"""
-_PAIR = re.compile(rf"(?P<mark>^|[^\w.%-])(?P<name>[\w.%-]+)=(?P<value>{_VALUE})")
+_PAIR = re.compile(rf"(?P<mark>^|[^\w.%-])(?P<names>[\w.%=-]+)=(?P<value>{_VALUE})")
 _QUOTED_PAIR = re.compile(rf"""(?P<quote>["'])(?P<name>[\w.%-]+)(?P=quote)\s*:\s*{_VALUE}""")
 _HEADER = re.compile(
     r"(?<![\w-])(?P<name>[\w-]+)\s*:\s*(?!//)"
@@ -142,14 +143,18 @@ def redact(text: str) -> str:
 
 
 def _hide_pair(pair: re.Match[str]) -> str:
-    mark, name, value = pair["mark"], pair["name"], pair["value"]
-    if mark in ("?", "&", ";", "#"):
-        is_secret = is_secret_name(name)
-    else:
-        # What refers to a secret may be told: a variable of the shell, or the path of a file.
-        is_path = _FILE_NAME.search(name) is not None and "/" in value
-        is_secret = _is_strong(_join_words(name)) and value[0] != "$" and not is_path
-    return f"{mark}{name}={HIDDEN}" if is_secret else pair[0]
+    """Hide what is behind the first secret name of ``name=value``, or ``--option=name=value``."""
+    mark, parts = pair["mark"], [*pair["names"].split("="), pair["value"]]
+    for number, (name, value) in enumerate(pairwise(parts), start=1):
+        if mark in ("?", "&", ";", "#"):
+            is_secret = is_secret_name(name)
+        else:
+            # What refers to a secret may be told: a variable of the shell, or a path of a file.
+            is_path = _FILE_NAME.search(name) is not None and "/" in value
+            is_secret = _is_strong(_join_words(name)) and not value.startswith("$") and not is_path
+        if is_secret:
+            return f"{mark}{'='.join(parts[:number])}={HIDDEN}"
+    return pair[0]
 
 
 def _hide_named(pair: re.Match[str]) -> str:

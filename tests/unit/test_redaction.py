@@ -75,6 +75,8 @@ def test_hrefs_lose_their_secrets_and_nothing_else(href, clean):
         ("Max retries exceeded with url: /search?api-key=s3cr3t&b=1 (Caused by", None),
         ("export AWS_SECRET_ACCESS_KEY=s3cr3t", "export AWS_SECRET_ACCESS_KEY=***"),
         ("curl -H 'Authorization: Bearer s3cr3t01'", None),
+        ("sbatch --export=A=1,MY_TOKEN=s3cr3t=s3cr3t==", "sbatch --export=A=1,MY_TOKEN=***"),
+        ("sbatch --export=MY_TOKEN=s3cr3t", "sbatch --export=MY_TOKEN=***"),
         ("curl -H X-Api-Key:s3cr3t", None),
         ("Authorization: Token s3cr3t", None),
         ("answered {'password': 's3cr3t', \"id_token\": \"s3cr3t\"}", None),
