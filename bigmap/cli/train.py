@@ -80,7 +80,9 @@ def show_training(console: Console, summary: TrainingSummary) -> None:
         console.print("ended early: the validation score had not risen for early_stop_epochs")
     if summary.scores:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in summary.scores.items())
-        console.print(f"best: epoch {summary.best_epoch}, {scores}", markup=False)
+        console.print(
+            f"best by {summary.chosen_by}: epoch {summary.best_epoch}, {scores}", markup=False
+        )
     if summary.is_simulated:
         console.print(SIMULATED, markup=False)
     if summary.best_epoch:

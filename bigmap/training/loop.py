@@ -51,6 +51,8 @@ class Position:
     best_epoch: int = 0
     """Counted from 1; 0 before the first."""
     best_score: float = -math.inf
+    best_loss: float = math.inf
+    """Of the best epoch; decides where the score is undefined."""
     is_finished: bool = False
     scores: dict[str, float] = field(default_factory=dict)
     """Of the best epoch."""
@@ -68,6 +70,9 @@ class TrainingSummary:
     best_epoch: int
     scores: dict[str, float]
     """Of the best epoch, on the validation chips."""
+    chosen_by: str
+    """The score that tells the best epoch; ``loss`` where it is undefined, empty where there are
+    no validation chips and the last epoch counts."""
     processes: int
     device: str
     is_simulated: bool
@@ -144,6 +149,7 @@ class Trainer:
         self.folder = job.folder
         self.position = Position()
         self.log: TrainingLog | None = None
+        self.told_undefined = False
         self.model = job.build_model()
         self.objective = job.build_objective(self.model).to(device).train()
         self.model.to(device)
@@ -360,13 +366,20 @@ class Trainer:
         """Validate, keep the best, lower the rate, and tell whether this was the last epoch."""
         position, settings = self.position, self.settings
         found = self._validate() if self.job.validation else None
-        is_best = found is None or position.best_epoch == 0 or found.score > position.best_score
+        is_best = (
+            found is None
+            or position.best_epoch == 0
+            or found.is_better(position.best_score, position.best_loss)
+        )
         if is_best:
             position.best_epoch = position.epoch + 1
-            position.best_score = -math.inf if found is None else found.score
             position.scores = {} if found is None else found.scores
+        if is_best and found is not None:
+            position.best_score = found.score
+            position.best_loss = math.inf if math.isnan(found.loss) else found.loss
         if found is not None:
             self.schedule.end_epoch(found.loss)
+            self._tell_undefined(found)
         values = {"train_loss": position.loss_sum / self.job.steps_per_epoch}
         if found is not None:
             values |= {"validation_loss": found.loss, **found.scores}
@@ -380,6 +393,17 @@ class Trainer:
         )
         position.is_finished = position.epoch >= settings.epochs or has_stalled
         self._save()
+
+    def _tell_undefined(self, found: Validation) -> None:
+        """Say once that another number than the score tells the best epoch."""
+        is_undefined = self.position.best_score == -math.inf
+        if is_undefined and not self.told_undefined and self.link.rank.is_first:
+            self.reporter.note(
+                f"{found.main} is undefined on the validation chips, which hold, or for which the "
+                "model predicts, one class only; until it is defined, the epoch of the lowest "
+                "validation loss is the best"
+            )
+            self.told_undefined = True
 
     def _keep(self, values: dict[str, float], watch: Stopwatch, *, is_best: bool) -> None:
         """Log an epoch, and save weights and a picture where it is the best."""
@@ -475,6 +499,14 @@ class Trainer:
         self.schedule.load(content["schedule"])
         torch.set_rng_state(content["random"])
 
+    def _name_score(self) -> str:
+        """Name what tells the best epoch."""
+        if not self.job.validation:
+            return ""
+        if self.position.best_score == -math.inf:
+            return "loss"
+        return "mcc" if self.job.view.classes is not None else "psnr"
+
     def _summarise(self, elapsed_s: float, *, stopped: bool) -> TrainingSummary:
         position = self.position
         summary = TrainingSummary(
@@ -484,6 +516,7 @@ class Trainer:
             steps=position.total,
             best_epoch=position.best_epoch,
             scores=position.scores,
+            chosen_by=self._name_score(),
             processes=self.link.world,
             device=self.device.type,
             is_simulated=self.job.chips.template.is_simulated,

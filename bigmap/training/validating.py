@@ -17,6 +17,9 @@ from bigmap.training.ranks import Link
 
 DATA_RANGE = 1.0
 """Of PSNR and SSIM: the span that reflectance can take."""
+LEAST_FALL = 1e-3
+"""Share by which a loss must fall to be better: normalisations move it a little when nothing is
+learnt. Our choice."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,13 @@ class Validation:
         """The score that decides; less than any other where it is undefined."""
         value = self.scores[self.main]
         return -math.inf if math.isnan(value) else value
+
+    def is_better(self, score: float, loss: float) -> bool:
+        """Tell whether it beats a score, or where both are undefined, a loss by a margin."""
+        if self.score == score == -math.inf:
+            least = LEAST_FALL * abs(loss) if math.isfinite(loss) else 0.0
+            return self.loss < loss - least
+        return self.score > score
 
 
 def share_out(items: Sequence[int], *, rank: int, world: int) -> Sequence[int]:

@@ -22,6 +22,7 @@ from bigmap.lease import Lease, read_lease
 from bigmap.models import build_model, read_card, read_tensors
 from bigmap.training import train_recipe
 from bigmap.training.folder import TrainingFolder
+from bigmap.training.progress import SilentTraining
 from tests.unit.training.chip_cases import (
     BANDS,
     limit_files,
@@ -134,10 +135,37 @@ def test_training_ends_where_the_score_rises_no_more_and_keeps_the_best(tmp_path
     assert (again.epochs, again.steps) == (summary.epochs, summary.steps), "it is at its end"
 
 
+class Notes(SilentTraining):
+    """Keeps what is noted, and the validation loss of each epoch."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.losses: list[float] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def add_epoch(self, epoch: int, values: Any, *, is_best: bool) -> None:
+        self.losses.append(values["validation_loss"])
+
+
+def test_where_validation_holds_one_class_the_loss_tells_the_best_epoch(tmp_path: Path) -> None:
+    chips = write_chips(tmp_path / "chips.zarr")
+    labels = zarr.open_group(chips)["labels"]
+    labels[8:] = np.where(labels[8:] == 255, 255, 0)
+    notes = Notes()
+    summary = train_recipe(make_recipe(tmp_path, chips, training={"epochs": 4}), reporter=notes)
+    assert math.isnan(summary.scores["mcc"])
+    assert summary.chosen_by == "loss"
+    assert summary.best_epoch == 1 + int(np.argmin(notes.losses)) > 1
+    assert len(notes.notes) == 1
+    assert "mcc is undefined on the validation chips" in notes.notes[0]
+
+
 def test_without_validation_the_last_weights_are_kept(tmp_path: Path) -> None:
     chips = write_chips(tmp_path / "chips.zarr", train=4, validation=0)
     summary = train_recipe(make_recipe(tmp_path, chips))
-    assert (summary.best_epoch, summary.scores) == (2, {})
+    assert (summary.best_epoch, summary.scores, summary.chosen_by) == (2, {}, "")
     card = read_card(summary.weights)
     assert "epoch 2" in card.training.data
 
