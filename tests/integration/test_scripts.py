@@ -94,8 +94,8 @@ def test_a_guard_that_is_not_one_is_found_out_when_workers_start(script, monkeyp
 def test_a_plain_script_ends_with_one_sentence(script):
     """The whole of it, as a user would see it."""
     file = script(
-        "import bigmap\n"
-        f"recipe = bigmap.config.parse_recipe({raw_recipe()!r})\n"
+        "import bigmap\nfrom bigmap.config import parse_recipe\n"
+        f"recipe = parse_recipe({raw_recipe()!r})\n"
         "try:\n    bigmap.run(recipe)\nexcept bigmap.BigmapError as error:\n    print(error)\n"
     )
     done = subprocess.run(
