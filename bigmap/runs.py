@@ -488,6 +488,20 @@ def _exists(place: str) -> bool:
         raise OutputError(f"{place} cannot be reached ({error})") from None
 
 
+def _has_bucket(bucket: str) -> bool:
+    """Tell whether a bucket is there, which s3fs denies of one that it cannot reach."""
+    filesystem, root = locate(bucket)
+    try:
+        filesystem.info(root)
+    except FileNotFoundError:
+        return False
+    except PermissionError:
+        return True  # its list is not ours to see
+    except storage_errors() as error:
+        raise OutputError(f"{bucket} cannot be reached ({error})") from None
+    return True
+
+
 def check_location(output: str, *, field: str) -> None:
     """Refuse a place where no map can be, or where it would be part of something else.
 
@@ -513,7 +527,7 @@ def check_location(output: str, *, field: str) -> None:
                     "make that folder, or remove the link"
                 )
         root = os.path.realpath(root)
-    elif not _exists(bucket := f"{output.partition('://')[0]}://{root.split('/')[0]}"):
+    elif not _has_bucket(bucket := f"{output.partition('://')[0]}://{root.split('/')[0]}"):
         raise OutputError(f"{field}: {output}: there is no bucket {bucket}; make it first")
     for parent in PurePosixPath(ZONE_GROUP.sub("", root)).parents:
         if any(filesystem.exists(f"{parent}/{name}") for name in (METADATA, MARK)):
