@@ -7,13 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bigmap.catalog.malformed import UnusableItemError
 from bigmap.items import BANDS
 
 Asset = Mapping[str, Any]
 
 NUMBERS = ("01", "02", "03", "04", "05", "06", "07", "08", "8A", "09", "10", "11", "12")
 _BAND_OF_NUMBER = dict(zip(NUMBERS, BANDS, strict=True))
-_RED_EDGE_NM = {705: "rededge1", 740: "rededge2", 783: "rededge3", 865: "nir08"}
+_CENTRES_NM = dict(zip(
+    BANDS, (443, 490, 560, 665, 705, 740, 783, 842, 865, 945, 1375, 1610, 2190), strict=True
+))  # fmt: skip
+_RED_EDGE_NM = {_CENTRES_NM[name]: name for name in ("rededge1", "rededge2", "rededge3", "nir08")}
+_CENTRE_TOLERANCE_NM = 40
+_RED_EDGE = frozenset(("rededge", "rededge1", "rededge2", "rededge3"))
+_NEAR_INFRARED = frozenset(("nir", "nir08", "nir09"))
+_COMMON_NAMES = {*BANDS, *_RED_EDGE, "green05", "yellow", "pan", "lwir", "lwir11", "lwir12"}
+"""Those of STAC's electro-optical extension; catalogues' own words contradict nothing."""
 _RED_EDGE_NAMES = {"rededge071": "rededge1", "rededge075": "rededge2", "rededge078": "rededge3"}
 _SUFFIX = re.compile(r"(?:[-_]jp2)?(?:[-_](\d+)m)?(?:[-_]jp2)?$", re.IGNORECASE)
 _NUMBER = re.compile(r"^B(?:and)?[ _]?0?(\d{1,2}|8A)$", re.IGNORECASE)
@@ -50,15 +59,25 @@ def choose_assets(
     -------
     dict
         By band, in their order, then by ``mask_asset``; what the item lacks is missing.
+
+    Raises
+    ------
+    UnusableItemError
+        If an asset, wanted or not, is named as one band and described as another: its item is
+        of another sensor, which numbers its bands otherwise.
     """
     candidates: dict[str, list[Choice]] = {}
     for key, asset in assets.items():
         if not _is_raster(asset):
             continue
         choice = Choice(key, asset, _is_jp2(asset))
+        band = band_of(key, asset)
+        if band is not None and (described := _contradict(band, asset)):
+            detail = f"asset {key} is {band} by its name, but described as {described}"
+            raise UnusableItemError("unusable", detail)
         if mask_asset is not None and _is_named(key, mask_asset):
             candidates.setdefault(mask_asset, []).append(choice)
-        elif (band := band_of(key, asset)) in bands and band is not None:
+        elif band is not None and band in bands:
             candidates.setdefault(band, []).append(choice)
     names = (*bands, mask_asset) if mask_asset is not None else bands
     return {name: min(candidates[name], key=_rank) for name in names if name in candidates}
@@ -142,6 +161,27 @@ def _declared_band(declared: Asset) -> str | None:
     return None
 
 
+def _contradict(band: str, asset: Asset) -> str | None:
+    """Return the common name or wavelength of an asset that cannot be that of a band."""
+    for declared in asset.get("eo:bands") or asset.get("bands") or ():
+        common = str(declared.get("common_name") or declared.get("eo:common_name") or "").lower()
+        common = _RED_EDGE_NAMES.get(common, common)
+        if common in _COMMON_NAMES and common not in _names_of(band):
+            return common
+        centre_um = declared.get("center_wavelength") or declared.get("eo:center_wavelength") or 0
+        off_nm = abs(1000 * float(centre_um) - _CENTRES_NM[band])
+        if 0.3 < float(centre_um) < 3 and off_nm > _CENTRE_TOLERANCE_NM:
+            return f"{centre_um} µm"
+    return None
+
+
+def _names_of(band: str) -> frozenset[str]:
+    """Return the common names under which catalogues give a band."""
+    if band in _NEAR_INFRARED:
+        return _NEAR_INFRARED | {"rededge"} if band == "nir08" else _NEAR_INFRARED
+    return frozenset((band, "rededge")) if band in _RED_EDGE else frozenset((band,))
+
+
 def _is_named(key: str, name: str) -> bool:
     return key.lower() == name.lower() or _SUFFIX.sub("", key).lower() == name.lower()
 
@@ -150,7 +190,7 @@ def _is_raster(asset: Asset) -> bool:
     if {"thumbnail", "overview", "metadata"} & set(asset.get("roles") or ()):
         return False
     kind = str(asset.get("type") or "").lower()
-    if kind:
+    if kind and "octet-stream" not in kind:
         return "tiff" in kind or "jp2" in kind
     return _path_of(asset).endswith((".tif", ".tiff", ".jp2"))
 

@@ -15,7 +15,9 @@ Kind = Literal[
     "too-cloudy",
     "unknown-cloud",
     "missing-asset",
+    "mission",
     "unusable",
+    "bounds",
     "access",
 ]
 
@@ -26,11 +28,14 @@ HEADINGS: dict[Kind, str] = {
     "too-cloudy": "items above the cloud limit",
     "unknown-cloud": "items kept without a cloud cover",
     "missing-asset": "items without a wanted asset, left out",
+    "mission": "items of other missions than Sentinel-2, left out",
     "unusable": "items that cannot be used, left out",
+    "bounds": "items whose grid does not fit their geometry, proj:bbox or assets; the larger counts",
     "access": "places that need access settings",
 }
 _EXAMPLES = 5
 _MONTHS = 12
+_MOST_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,11 @@ class Finding:
     kind: Kind
     item: str
     detail: str
+
+    def __post_init__(self) -> None:
+        """Make what a catalogue wrote fit for terminals, JSON and Parquet."""
+        for name in ("item", "detail"):
+            object.__setattr__(self, name, _printable(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,11 @@ class Audit:
     empty_months: tuple[str, ...]
     """Months of the recipe, as ``2024-05``, without any kept item."""
     findings: tuple[Finding, ...]
+
+    @property
+    def left_out(self) -> int:
+        """Items that are neither kept nor elsewhere: found = kept + elsewhere + left out."""
+        return self.found - self.kept - sum(count for _, count in self.elsewhere)
 
     def of(self, kind: Kind) -> tuple[Finding, ...]:
         """Return the findings of one kind."""
@@ -76,6 +91,8 @@ class Audit:
         """
         lines = [f"items found: {self.found}, kept: {self.kept}"]
         lines += [f"items outside {reason}: {count}" for reason, count in self.elsewhere]
+        if self.left_out:
+            lines.append(f"items left out: {self.left_out}, as follows")
         if len(self.baselines) > 1:
             parts = ", ".join(f"{baseline}: {count}" for baseline, count in self.baselines)
             lines.append(f"mixed processing baselines ({parts})")
@@ -92,6 +109,15 @@ class Audit:
             if shown and len(shown) < counts[kind]:
                 lines.append(f"  and {counts[kind] - len(shown)} more")
         return lines
+
+
+def _printable(text: str) -> str:
+    """Escape lone surrogates and what steers a terminal, and cut what is absurdly long."""
+    if len(text) > _MOST_CHARACTERS:
+        text = f"{text[:_MOST_CHARACTERS]}..."
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _list_months(months: tuple[str, ...]) -> str:

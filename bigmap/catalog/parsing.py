@@ -12,13 +12,21 @@ from typing import Any
 import shapely
 from pyproj import CRS
 from pyproj.exceptions import CRSError
-from shapely.errors import ShapelyError
 from shapely.geometry.base import BaseGeometry
 
 from bigmap.catalog.assets import Asset, Choice, choose_assets, pixel_size_of, scaling_of
-from bigmap.catalog.audit import Finding, Kind
+from bigmap.catalog.audit import Finding
+from bigmap.catalog.geometries import read_geometry
 from bigmap.catalog.hrefs import resolve_href
-from bigmap.catalog.projection import Bounds, footprint_of, is_metric, solar_day_of
+from bigmap.catalog.malformed import UnusableItemError
+from bigmap.catalog.projection import (
+    Bounds,
+    footprint_of,
+    is_metric,
+    project_bounds,
+    solar_day_of,
+    turn_into_world,
+)
 from bigmap.items import AssetRow, ItemRow
 from bigmap.radiometry import (
     OFFSET_DN,
@@ -39,16 +47,21 @@ _BASELINE_NAMES = ("s2:processing_baseline", "processing:version", "sentinel:pro
 _PROCESSED_NAMES = ("s2:generation_time", "processing:datetime")
 _DATATAKE_NAMES = ("s2:datatake_id", "eopf:datatake_id")
 _BASELINE_IN_NAME = re.compile(r"_N(\d{2})\.?(\d{2})(?:_|$)")
+_SENSING_IN_DATASTRIP = re.compile(r"_S(\d{8}T\d{6})")
+_PART_IN_PRODUCT = re.compile(r"_MSIL(?:1C|2A)_\d{8}T\d{6}_.*_(\d{8}T\d{6})")
+_PART_IN_ID = re.compile(r"^S2[A-Z]_\d{1,2}[C-X][A-Z]{2}_\d{8}_(\d+)_")
+_LEVEL_IN_NAME = re.compile(r"(?:MSI|MSIL|\bL|_L|\bLevel[- ]?|_Level[- ]?)(1C|2A)", re.IGNORECASE)
+_SENTINEL_2 = re.compile(r"sentinel[-_ ]?2|\bs2[a-z]?\b|\bs?2?msi\b", re.IGNORECASE)
+_OTHER_MISSION = re.compile(
+    r"landsat|\bl[coet]0\d_|hls[-_.\d]*l30|sentinel[-_ ]?[13]", re.IGNORECASE
+)
+_HLS = re.compile(r"^hls", re.IGNORECASE)
+_MOST_PX = 10**6
+_SHORT_M, _SHORT_PART = 250.0, 0.02
+"""How far a grid may end before its item's geometry: what is rounded is, and at high latitudes
+the ends of edges that are straight in degrees lie up to 1.4 km beyond a tile of 110 km. Readers
+look 500 m farther."""
 _TILE_IN_NAME = re.compile(r"_T?(\d{1,2})([C-X][A-Z]{2})(?:_|$)")
-
-
-class UnusableItemError(Exception):
-    """An item cannot be used; caught while parsing and turned into a finding."""
-
-    def __init__(self, kind: Kind, detail: str) -> None:
-        super().__init__(detail)
-        self.kind = kind
-        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,12 @@ class Candidate:
     datatake: str | None
     """Identifier of the datatake without its baseline."""
     platform: str | None
+    datastrip: str | None
+    """Start of sensing of its datastrip, which stays the same when it is processed again."""
+    part: str | None
+    """What tells products of one datatake, tile and baseline apart: a time or a number."""
+    level: str | None
+    """``1C`` or ``2A``."""
     processed: tuple[str, str, str]
     """Times of processing, creation and update, as sortable text."""
     findings: tuple[Finding, ...] = field(default=())
@@ -99,6 +118,7 @@ def parse_item(
         if ``harmonise`` leaves the item out.
     """
     properties = item["properties"]
+    _require_sentinel_2(item)
     bands = tuple(bands)
     choices = choose_assets(item.get("assets") or {}, bands=bands, mask_asset=mask_asset)
     _require_assets(choices, bands=bands, mask_asset=mask_asset)
@@ -109,13 +129,23 @@ def parse_item(
     dn_shift, findings = _decide_offset(
         item, {name: choices[name] for name in bands}, harmonise=harmonise
     )
+    own_footprint = footprint_of(bounds, epsg)
+    widened = _widen(bounds, _claimed_bounds(properties, footprint, epsg))
+    if mixed := [name for name, choice in choices.items() if _is_mixed(choice.asset, properties)]:
+        detail = f"proj:shape and proj:transform of {', '.join(mixed)} are of different grids"
+        findings += (Finding("bounds", str(item["id"]), detail),)
+    if widened != bounds:
+        detail = (
+            f"its grid ends {_shortfall_m(bounds, widened):,.0f} m before its geometry or proj:bbox"
+        )
+        findings += (Finding("bounds", str(item["id"]), detail),)
     row = ItemRow(
         id=str(item["id"]),
-        collection=str(item.get("collection") or ""),
+        collection=collection_of(item),
         datetime=time,
         solar_day=solar_day_of(time, bounds, epsg),
         epsg=epsg,
-        bounds=bounds,
+        bounds=widened,
         dn_shift=dn_shift,
         cloud_percent=cloud_percent_of(item),
         baseline=_baseline_of(item),
@@ -130,9 +160,16 @@ def parse_item(
     platform = properties.get("platform")
     return Candidate(
         row=row,
-        footprint=footprint or footprint_of(bounds, epsg),
+        footprint=footprint or own_footprint,
         datatake=_BASELINE_IN_NAME.sub("", str(datatake)) if datatake else None,
         platform=str(platform).lower() if platform else None,
+        datastrip=_find(_SENSING_IN_DATASTRIP, properties.get("s2:datastrip_id")),
+        part=(
+            _find(_PART_IN_PRODUCT, properties.get("s2:product_uri"))
+            or _find(_PART_IN_PRODUCT, item["id"])
+            or _find(_PART_IN_ID, item["id"])
+        ),
+        level=_level_of(item),
         processed=(
             _sortable(_first(properties, _PROCESSED_NAMES)),
             _sortable(properties.get("created")),
@@ -152,37 +189,95 @@ def time_of(item: Item) -> dt.datetime:
     return time
 
 
+def id_of(item: Item) -> str:
+    """Return an item's id, which goes to terminals and files."""
+    name = item.get("id")
+    if not isinstance(name, str | int) or not str(name).isprintable():
+        raise UnusableItemError("unusable", "its id is not a text that can be printed")
+    return str(name)
+
+
+def collection_of(item: Item) -> str:
+    """Return the id of an item's collection; empty where it has none."""
+    name = item.get("collection") or ""
+    if not isinstance(name, str) or not name.isprintable():
+        raise UnusableItemError("unusable", "its collection is not a text that can be printed")
+    return name
+
+
 def cloud_percent_of(item: Item) -> float | None:
-    """Return ``eo:cloud_cover``, or None where the item does not tell."""
+    """Return ``eo:cloud_cover``, or None where the item does not tell or says NaN."""
     value = item["properties"].get("eo:cloud_cover")
-    return None if value is None else float(value)
+    if value is None or math.isnan(float(value)):
+        return None
+    return float(value)
 
 
 def stated_footprint_of(item: Item) -> BaseGeometry | None:
     """Return the item's geometry in degrees; None where it is missing or wraps the globe.
 
     A polygon wider than 180 degrees is one that crosses the antimeridian without being split
-    there, and would meet every query.
+    there, and would meet every query. One that runs on beyond 180 degrees is split.
+
+    Raises
+    ------
+    ValueError, shapely.errors.ShapelyError
+        If it is no geometry, see :func:`bigmap.catalog.geometries.read_geometry`.
     """
     if not item.get("geometry"):
         return None
-    try:
-        geometry = shapely.make_valid(shapely.geometry.shape(item["geometry"]))
-    except (ShapelyError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+    geometry = shapely.make_valid(read_geometry(item["geometry"]))
     for part in shapely.get_parts(geometry):
         west, _, east, _ = part.bounds
         if not east - west <= 180:
             return None
+    west, south, east, north = geometry.bounds
+    if west < -180 or east > 180 or south < -90 or north > 90:
+        geometry = turn_into_world(geometry)
     return None if geometry.is_empty else geometry
 
 
+def _require_sentinel_2(item: Item) -> None:
+    """Refuse other sensors, whose bands have other numbers, other wavelengths and other units."""
+    properties = item["properties"]
+    names = ("platform", "constellation", "instruments")
+    stated = {name: str(properties[name]) for name in names if properties.get(name)}
+    for name, text in {**stated, "collection": collection_of(item), "id": str(item["id"])}.items():
+        if _OTHER_MISSION.search(text):
+            raise UnusableItemError("mission", f"its {name} is {text}")
+    if stated and not any(_SENTINEL_2.search(text) for text in stated.values()):
+        words = ", ".join(f"{name} {text}" for name, text in stated.items())
+        raise UnusableItemError("mission", f"is of {words}")
+
+
+def _level_of(item: Item) -> str | None:
+    """Return the processing level, ``1C`` or ``2A``, of what tells it first."""
+    properties = item["properties"]
+    for text in (
+        properties.get("processing:level"),
+        properties.get("s2:product_type"),
+        properties.get("s2:product_uri"),
+        item["id"],
+        item.get("collection"),
+    ):
+        if level := _find(_LEVEL_IN_NAME, text):
+            return level.upper()
+    return None
+
+
+def _find(pattern: re.Pattern[str], text: object) -> str | None:
+    found = pattern.search(str(text or ""))
+    return found[1] if found else None
+
+
 def _href_of(asset: Asset, item: Item, location: str | None) -> str:
-    links = item.get("links") or ()
+    links = [link for link in item.get("links") or () if isinstance(link, Mapping)]
     self_href = next((link.get("href") for link in links if link.get("rel") == "self"), None)
     # Before too, since a password may hold what looks like the end of a URL.
     given, published = (clean_href(str(each or "")) for each in (asset["href"], self_href))
-    return clean_href(resolve_href(given, location, self_href=published))
+    href = clean_href(resolve_href(given, location, self_href=published))
+    href.encode()  # lone surrogates of JSON cannot be written
+    return href
 
 
 def _require_assets(
@@ -224,13 +319,19 @@ def _stated_epsg(part: Mapping[str, Any]) -> int | None:
 def _grid_of(choice: Choice, properties: Mapping[str, Any]) -> tuple[tuple[int, int], Transform]:
     """Return shape and transform of an asset, from whatever the projection extension gives.
 
-    The asset's own fields count before the item's. What is missing follows from ``proj:bbox``
-    with the shape or with the pixel size.
+    The asset's own fields count before the item's. Where it has only one of the two, the item's
+    other one may be that of files of another pixel size: it follows from the item's extent.
+    What is missing follows from ``proj:bbox`` with the shape or with the pixel size.
     """
+    asset = choice.asset
     transform, shape, bbox = (
-        choice.asset.get(name) or properties.get(name)
+        asset.get(name) or properties.get(name)
         for name in ("proj:transform", "proj:shape", "proj:bbox")
     )
+    if _is_mixed(asset, properties):
+        common = _shape_of(properties["proj:shape"]), _affine_of(properties["proj:transform"])
+        bbox = bbox or _bounds_of([common])
+        transform, shape = asset.get("proj:transform"), asset.get("proj:shape")
     affine = _affine_of(transform) if transform else None
     if bbox and (affine is None or not shape):
         pixel_m = pixel_size_of(choice.key, choice.asset)
@@ -239,7 +340,25 @@ def _grid_of(choice: Choice, properties: Mapping[str, Any]) -> tuple[tuple[int, 
         raise UnusableItemError(
             "unusable", f"asset {choice.key} has no proj:transform with proj:shape, nor proj:bbox"
         )
-    return (int(shape[0]), int(shape[1])), affine
+    return _shape_of(shape), affine
+
+
+def _is_mixed(asset: Asset, properties: Mapping[str, Any]) -> bool:
+    """Tell whether an asset's shape or transform would be joined by that of another grid."""
+    own, common = (
+        [part.get(name) for name in ("proj:transform", "proj:shape")]
+        for part in (asset, properties)
+    )
+    if bool(own[0]) == bool(own[1]) or not (common[0] and common[1]):
+        return False
+    return bool(own[0] != common[0] if own[0] else own[1] != common[1])
+
+
+def _shape_of(shape: Sequence[float]) -> tuple[int, int]:
+    height, width = int(shape[0]), int(shape[1])
+    if not (0 < height <= _MOST_PX and 0 < width <= _MOST_PX):
+        raise UnusableItemError("unusable", f"proj:shape {[height, width]} is not that of an image")
+    return height, width
 
 
 def _fill_grid(
@@ -263,7 +382,10 @@ def _fill_grid(
 def _flat_bbox(bbox: Sequence[float]) -> Bounds:
     """Leave out the heights of a bounding box with six elements."""
     half = len(bbox) // 2
-    return float(bbox[0]), float(bbox[1]), float(bbox[half]), float(bbox[half + 1])
+    west, south, east, north = (float(bbox[at]) for at in (0, 1, half, half + 1))
+    if not all(map(math.isfinite, (west, south, east, north))):
+        raise UnusableItemError("unusable", f"proj:bbox {bbox} is not finite")
+    return west, south, east, north
 
 
 def _affine_of(transform: Sequence[float]) -> Transform:
@@ -271,7 +393,7 @@ def _affine_of(transform: Sequence[float]) -> Transform:
     if len(transform) not in (6, 9) or (len(transform) == 9 and list(transform[6:]) != [0, 0, 1]):
         raise UnusableItemError("unusable", f"proj:transform {transform} is not affine")
     a, b, c, d, e, f = (float(value) for value in transform[:6])
-    if b or d or a <= 0 or e >= 0:
+    if not all(map(math.isfinite, (a, b, c, d, e, f))) or b or d or a <= 0 or e >= 0:
         raise UnusableItemError("unusable", f"proj:transform {transform} is not north up")
     return a, b, c, d, e, f
 
@@ -287,6 +409,33 @@ def _bounds_of(
     return min(lefts), min(bottoms), max(rights), max(tops)
 
 
+def _claimed_bounds(
+    properties: Mapping[str, Any], footprint: BaseGeometry | None, epsg: int
+) -> list[Bounds]:
+    """Return where an item lies by its ``proj:bbox`` and its geometry, in metres of its CRS."""
+    claims = [_flat_bbox(properties["proj:bbox"])] if properties.get("proj:bbox") else []
+    return claims if footprint is None else [*claims, project_bounds(footprint, epsg)]
+
+
+def _widen(bounds: Bounds, claims: Iterable[Bounds]) -> Bounds:
+    """Return bounds that hold those claims, too, which reach far beyond them.
+
+    They tell where the files of an item are looked for: what is too large costs an opened file,
+    what is too small cuts a scene.
+    """
+    side_m = max(bounds[2] - bounds[0], bounds[3] - bounds[1])
+    tolerance_m = max(_SHORT_M, _SHORT_PART * side_m)
+    far = [claim for claim in claims if _shortfall_m(bounds, claim) > tolerance_m]
+    lefts, bottoms, rights, tops = zip(bounds, *far, strict=True)
+    return min(lefts), min(bottoms), max(rights), max(tops)
+
+
+def _shortfall_m(bounds: Bounds, claim: Bounds) -> float:
+    """Return how far bounds end before those of a claim, at the worst of their sides."""
+    left, bottom, right, top = bounds
+    return max(left - claim[0], bottom - claim[1], claim[2] - right, claim[3] - top)
+
+
 def _decide_offset(
     item: Item, choices: Mapping[str, Choice], *, harmonise: Harmonise
 ) -> tuple[int, tuple[Finding, ...]]:
@@ -300,11 +449,13 @@ def _decide_offset(
     offsets = sorted({offset for _, offset in scalings.values() if offset is not None})
     if len(offsets) > 1:
         raise UnusableItemError("unusable", f"its bands have the offsets {offsets}")
+    # Harmonised Landsat Sentinel-2 (HLS) numbers its own versions, and has no offset in any.
+    is_hls = bool(_HLS.search(collection_of(item)) or _HLS.search(str(item["id"])))
     decision = decide_dn_shift(
         OffsetEvidence(
             flag=_flag_of(properties, choices.values()),
-            baseline=_baseline_of(item),
-            offset=next(iter(offsets), None),
+            baseline=None if is_hls else _baseline_of(item),
+            offset=next(iter(offsets), 0.0 if is_hls else None),
             processed=_parse_time(_first(properties, _PROCESSED_NAMES)) or time_of(item),
         ),
         harmonise,

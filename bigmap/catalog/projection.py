@@ -7,12 +7,14 @@ from functools import lru_cache
 
 import numpy as np
 import shapely
+import shapely.affinity
 from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError
 from shapely.geometry.base import BaseGeometry
 
 Bounds = tuple[float, float, float, float]
 _EDGE_POINTS = 8
+_WORLD = shapely.box(-180.0, -90.0, 180.0, 90.0)
 
 
 @lru_cache(maxsize=256)
@@ -28,6 +30,34 @@ def is_metric(epsg: int) -> bool:
 @lru_cache(maxsize=256)
 def _to_lonlat(epsg: int) -> Transformer:
     return Transformer.from_crs(epsg, 4326, always_xy=True)
+
+
+@lru_cache(maxsize=256)
+def _from_lonlat(epsg: int) -> Transformer:
+    return Transformer.from_crs(4326, epsg, always_xy=True)
+
+
+def project_bounds(geometry: BaseGeometry, epsg: int) -> Bounds:
+    """Return left, bottom, right, top of a geometry's vertices in a projected CRS.
+
+    Between them its edges are straight in degrees, and would bulge out of a tile's bounds.
+
+    Parameters
+    ----------
+    geometry
+        In degrees, EPSG:4326, longitude first; not empty.
+    epsg
+        EPSG code of the CRS.
+
+    Raises
+    ------
+    ValueError
+        If it lies where the projection has no coordinates.
+    """
+    xs, ys = _from_lonlat(epsg).transform(*shapely.get_coordinates(geometry).T)
+    if not (np.isfinite(xs).all() and np.isfinite(ys).all()):
+        raise ValueError(f"its geometry lies where EPSG:{epsg} has no coordinates")
+    return float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())
 
 
 def solar_day_of(time: dt.datetime, bounds: Bounds, epsg: int) -> dt.date:
@@ -67,17 +97,30 @@ def footprint_of(bounds: Bounds, epsg: int) -> BaseGeometry:
     -------
     shapely.geometry.base.BaseGeometry
         Polygon or MultiPolygon in EPSG:4326, longitude first.
+
+    Raises
+    ------
+    ValueError
+        If the bounds are empty, or lie where there are no longitudes.
     """
     left, bottom, right, top = bounds
+    if not (left < right and bottom < top):
+        raise ValueError(f"its grid has no extent: {bounds}")
     box = shapely.segmentize(shapely.box(*bounds), max(right - left, top - bottom) / _EDGE_POINTS)
     transformer = _to_lonlat(epsg)
     xs, ys = shapely.get_coordinates(box).T
     longitudes, latitudes = transformer.transform(xs, ys)
     centre, _ = transformer.transform((left + right) / 2, (bottom + top) / 2)
+    if not np.isfinite([*longitudes, *latitudes, centre]).all():
+        raise ValueError(f"its grid {bounds} of EPSG:{epsg} is not on Earth")
     unwrapped = centre + (np.asarray(longitudes) - centre + 180.0) % 360.0 - 180.0
-    world = shapely.box(-180.0, -90.0, 180.0, 90.0)
-    turned = (
-        shapely.Polygon(np.column_stack([unwrapped + turn, latitudes]))
-        for turn in (-360.0, 0.0, 360.0)
-    )
-    return shapely.union_all([polygon.intersection(world) for polygon in turned])
+    return turn_into_world(shapely.Polygon(np.column_stack([unwrapped, latitudes])))
+
+
+def turn_into_world(geometry: BaseGeometry) -> BaseGeometry:
+    """Turn what lies beyond 180 degrees, east or west, by 360 degrees, and cut it there.
+
+    What lies farther out than a whole turn, or beyond the poles, is lost.
+    """
+    turned = (shapely.affinity.translate(geometry, xoff=turn) for turn in (-360.0, 0.0, 360.0))
+    return shapely.union_all([part.intersection(_WORLD) for part in turned])

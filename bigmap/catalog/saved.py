@@ -46,13 +46,14 @@ def choose_saved(
     Returns
     -------
     Catalogue
-        What is left out is counted in ``audit.elsewhere``; findings are those of the first
-        search, without those about access, which depend on the recipe.
+        What is left out is counted in ``audit.elsewhere``, together with what the first search
+        found elsewhere; findings are those of the first search, without those about access,
+        which depend on the recipe.
     """
     table = saved.rows
     wanted = {*bands} | ({mask_asset} if mask_asset else set())
     kept = np.ones(len(table), dtype=bool)
-    elsewhere: list[tuple[str, int]] = []
+    elsewhere = Counter(dict(saved.audit.elsewhere))
     for reason, matches in (
         (f"the collection {source.collection}", _match_collection(table, source)),
         ("the dates", _match_dates(table, source)),
@@ -62,13 +63,13 @@ def choose_saved(
     ):
         lost = int((kept & ~matches).sum())
         if lost:
-            elsewhere.append((reason, lost))
+            elsewhere[reason] += lost
         kept &= matches
     rows = table.take(np.flatnonzero(kept))
     audit = Audit(
-        found=len(table),
+        found=saved.audit.found,
         kept=len(rows),
-        elsewhere=tuple(sorted(elsewhere)),
+        elsewhere=tuple(sorted(elsewhere.items())),
         baselines=tuple(sorted(_count_baselines(rows).items())),
         empty_months=_empty_months(rows, source),
         findings=tuple(each for each in saved.audit.findings if each.kind != "access"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
@@ -14,11 +14,13 @@ from shapely.geometry.base import BaseGeometry
 
 from bigmap.catalog.audit import Audit, Catalogue, Finding, order_of
 from bigmap.catalog.hrefs import is_url
+from bigmap.catalog.malformed import MALFORMED, UnusableItemError
 from bigmap.catalog.parsing import (
     Candidate,
     Item,
-    UnusableItemError,
     cloud_percent_of,
+    collection_of,
+    id_of,
     parse_item,
     stated_footprint_of,
     time_of,
@@ -45,8 +47,6 @@ _REQUESTER_PAYS = frozenset(("sentinel-s2-l1c", "sentinel-s2-l2a"))
 _CDSE_BUCKET = "eodata"
 _BLOB_HOST = ".blob.core.windows.net"
 _SHOWN_ITEMS = 3
-_MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError)
-"""What wrong kinds of values in an item raise, such as a text in place of a number."""
 
 
 @dataclass
@@ -58,31 +58,37 @@ class _Selection:
     mask_asset: str | None
     area: BaseGeometry
     found: int = 0
+    """Items that the source gave, whatever they are."""
     candidates: list[Candidate] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     elsewhere: Counter[str] = field(default_factory=Counter)
     collections: Counter[str] = field(default_factory=Counter)
 
-    def add(self, item: Item, location: str | None) -> None:
+    def add(self, item: object, location: str | None) -> None:
         """Check one item and keep it slim, or note why it is left out."""
         self.found += 1
-        name = str(item.get("id"))
+        name = f"item {self.found}"
         try:
+            if not isinstance(item, Mapping) or item.get("type") != "Feature" or "id" not in item:
+                raise UnusableItemError("unusable", "is not a STAC item")
+            name = str(item["id"])
+            if not isinstance(item.get("properties"), Mapping):
+                raise UnusableItemError("unusable", "has no properties")
             self._add(item, location)
         except UnusableItemError as error:
             self.findings.append(Finding(error.kind, name, redact(error.detail)))
-        except _MALFORMED as error:
+        except MALFORMED as error:
             detail = redact(f"malformed ({type(error).__name__}: {error})")
             self.findings.append(Finding("unusable", name, detail))
 
     def _add(self, item: Item, location: str | None) -> None:
         """Check an item against the recipe, whatever its source has checked before."""
-        collection = str(item.get("collection") or "")
+        name, collection = id_of(item), collection_of(item)
         footprint = stated_footprint_of(item)
         if reason := self._place_elsewhere(item, footprint):
             self.elsewhere[reason] += 1
             return
-        name, cloud = str(item["id"]), cloud_percent_of(item)
+        cloud = cloud_percent_of(item)
         if cloud is not None and cloud > self.source.max_cloud_percent:
             self.findings.append(Finding("too-cloudy", name, f"{cloud:.1f} %"))
             return
@@ -178,13 +184,16 @@ def _find_saved(
     source: FilesSource, bands: tuple[str, ...], mask_asset: str | None, geometry: BaseGeometry
 ) -> Catalogue:
     """Choose from the one file of a source, which holds a catalogue that bigmap has saved."""
-    catalogue = choose_saved(
-        load_items(source.files[0]),
-        source,
-        bands=bands,
-        mask_asset=mask_asset,
-        geometry_lonlat=geometry,
-    )
+    (path,) = source.files
+    saved = load_items(path)
+    try:
+        catalogue = choose_saved(
+            saved, source, bands=bands, mask_asset=mask_asset, geometry_lonlat=geometry
+        )
+    except MALFORMED as error:
+        raise CatalogError(
+            f"{path} was changed ({error}); save it again from its source"
+        ) from error
     if not catalogue.rows:
         raise CatalogError(_describe_empty(source, catalogue.audit, geometry))
     places = catalogue.rows.count_hosts()
@@ -220,7 +229,9 @@ def drop_duplicates(
 
     Two items are duplicates if they show the same MGRS tile (or, without tiles, the same
     bounds) from the same datatake, or within five minutes from the same platform, and their
-    footprints overlap by half. ESA cuts some tiles in two between datastrips; both parts stay.
+    footprints overlap by half. ESA cuts some tiles in two between datastrips; both parts stay,
+    also where the footprints of both are the whole tile: their datastrips begin at other times,
+    or, where nothing tells of datastrips, their products of one baseline have other names.
     The newest processing baseline wins, then the newest time of processing, creation and
     update, then the last id.
 
@@ -263,6 +274,11 @@ def _are_duplicates(a: Candidate, b: Candidate) -> bool:
         a.platform and b.platform and a.platform != b.platform
     ):
         return False
+    if a.datastrip and b.datastrip:
+        if a.datastrip != b.datastrip:
+            return False
+    elif a.row.baseline == b.row.baseline and a.part and b.part and a.part != b.part:
+        return False
     if not _bounds_meet(a.row, b.row):
         return False
     smaller = min(a.footprint.area, b.footprint.area)
@@ -279,11 +295,18 @@ def _bounds_meet(a: ItemRow, b: ItemRow) -> bool:
 
 
 def _check_collections(selection: _Selection) -> None:
-    """Refuse to mix collections: one acquisition may be in several, at different levels."""
+    """Refuse to mix collections or levels: one acquisition may be in several."""
     if len(selection.collections) > 1:
         names = ", ".join(sorted(name or "none" for name in selection.collections))
         raise CatalogError(
             f"the items belong to several collections ({names}); set source.collection to one"
+        )
+    levels = Counter(candidate.level for candidate in selection.candidates if candidate.level)
+    if len(levels) > 1:
+        counts = ", ".join(f"{count} of L{level}" for level, count in sorted(levels.items()))
+        raise CatalogError(
+            f"the items are of several processing levels ({counts}), whose reflectances differ; "
+            "set source.collection, or give files of one level only"
         )
 
 

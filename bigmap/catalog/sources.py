@@ -7,22 +7,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import fsspec
-import pyarrow as pa
 import pyarrow.parquet as pq
-from stac_geoparquet.arrow import stac_table_to_items
 
 from bigmap.catalog.hrefs import join_href
+from bigmap.catalog.malformed import MALFORMED
 from bigmap.errors import CatalogError
 
-RawItem = tuple[dict[str, Any], str | None]
-"""An item and the file or URL that it came from."""
+RawItem = tuple[Any, str | None]
+"""What should be an item, and the file or URL that it came from."""
 
 PARQUET_SUFFIXES = (".parquet", ".geoparquet", ".pq")
 _BATCH_ROWS = 1000
+_NOT_PROPERTIES = ("type", "stac_version", "stac_extensions", "id", "geometry", "bbox", "links",
+                   "assets", "collection")  # fmt: skip
+_NEEDED = {"id", "geometry", "assets"}
 
 
 def read_item_file(path: str) -> Iterator[RawItem]:
-    """Yield the items of one file.
+    """Yield the items of one file, whatever they hold.
 
     Parameters
     ----------
@@ -45,9 +47,15 @@ def read_item_file(path: str) -> Iterator[RawItem]:
         raise CatalogError(
             f"{path} is a STAC {kind}, not a file of items; set source.kind to static-catalog"
         )
-    items = content["features"] if kind == "FeatureCollection" else content
-    for number, item in enumerate(items if isinstance(items, list) else [items]):
-        yield _check_item(item, path, number), path
+    items = content.get("features") if kind == "FeatureCollection" else content
+    if kind == "Feature":
+        items = [content]
+    if not isinstance(items, list):
+        raise CatalogError(
+            f"{path} holds neither a STAC item nor a list of them; correct source.files"
+        )
+    for item in items:
+        yield item, path
 
 
 def walk_catalog(path: str) -> Iterator[RawItem]:
@@ -69,19 +77,29 @@ def walk_catalog(path: str) -> Iterator[RawItem]:
         content = read_json(place)
         kind = content.get("type") if isinstance(content, dict) else None
         if kind == "Feature":
-            yield _check_item(content, place, 0), place
+            yield content, place
             continue
         if kind not in ("Catalog", "Collection"):
             raise CatalogError(
                 f"{place} is neither a STAC catalogue nor a collection nor an item; "
                 "correct source.files"
             )
-        links = [link for link in content.get("links") or () if link["rel"] in ("child", "item")]
-        for link in reversed(links):
-            target = join_href(place, link["href"])
+        for target in reversed(_targets_of(content, place)):
             if target not in seen:
                 seen.add(target)
                 waiting.append(target)
+
+
+def _targets_of(catalog: dict[str, Any], place: str) -> list[str]:
+    """Return where the child and item links of a catalogue lead; none may be lost."""
+    try:
+        links = [(link["rel"], link) for link in catalog.get("links") or ()]
+        return [join_href(place, link["href"]) for rel, link in links if rel in ("child", "item")]
+    except MALFORMED as error:
+        raise CatalogError(
+            f"{place} has a malformed link ({type(error).__name__}: {error}), so that items may be "
+            "missing; correct its links, each with rel and href"
+        ) from error
 
 
 def read_json(path: str) -> Any:
@@ -94,24 +112,57 @@ def read_json(path: str) -> Any:
     """
     try:
         with fsspec.open(path, "rb") as file:
-            return json.loads(file.read())
+            content = file.read()
     except FileNotFoundError as error:
         raise CatalogError(f"{path} does not exist; correct source.files") from error
-    except (OSError, ImportError) as error:
+    except storage_errors() as error:
         raise CatalogError(f"{path} cannot be read ({error}); correct source.files") from error
-    except ValueError as error:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise CatalogError(f"{path} is not JSON ({error}); correct source.files") from error
 
 
+def storage_errors() -> tuple[type[Exception], ...]:
+    """Return what file systems raise; some let through their clients' errors, such as no keys."""
+    found: list[type[Exception]] = [OSError, ValueError, ImportError]
+    try:
+        from aiohttp import ClientError  # noqa: PLC0415
+
+        found.append(ClientError)
+    except ImportError:
+        pass
+    try:
+        from botocore.exceptions import (  # type: ignore[import-untyped]  # noqa: PLC0415
+            BotoCoreError,
+        )
+
+        found.append(BotoCoreError)
+    except ImportError:
+        pass
+    return tuple(found)
+
+
 def _read_parquet(path: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of stac-geoparquet as items, whose geometries are left as WKB.
+
+    stac-geoparquet's own reader hands any WKB to GEOS, a thousand rows at once.
+    """
     try:
         with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as table:
+            if missing := sorted(_NEEDED - set(table.schema_arrow.names)):
+                raise CatalogError(
+                    f"{path} cannot be read as stac-geoparquet (it has no {', '.join(missing)}); "
+                    "correct source.files"
+                )
             for batch in table.iter_batches(batch_size=_BATCH_ROWS):
-                for item in stac_table_to_items(pa.Table.from_batches([batch])):
-                    yield without_nulls(item)
+                for row in batch.to_pylist():
+                    own = {name: row.pop(name, None) for name in _NOT_PROPERTIES}
+                    own["type"] = own["type"] or "Feature"
+                    yield without_nulls({**own, "properties": row})
     except FileNotFoundError as error:
         raise CatalogError(f"{path} does not exist; correct source.files") from error
-    except (OSError, ImportError, pa.ArrowInvalid, KeyError) as error:
+    except (*storage_errors(), *MALFORMED) as error:
         raise CatalogError(
             f"{path} cannot be read as stac-geoparquet ({error}); correct source.files"
         ) from error
@@ -122,11 +173,3 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_nulls(part) for key, part in value.items() if part is not None}
     return value
-
-
-def _check_item(item: Any, path: str, number: int) -> dict[str, Any]:
-    if not isinstance(item, dict) or item.get("type") != "Feature" or "id" not in item:
-        raise CatalogError(f"{path}: entry {number} is not a STAC item; correct source.files")
-    if not isinstance(item.get("properties"), dict):
-        raise CatalogError(f"{path}: item {item['id']} has no properties; correct source.files")
-    return item

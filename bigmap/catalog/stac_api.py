@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import logging
 import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
+import pystac
 import shapely
 from pystac.errors import STACError
 from pystac_client import Client
@@ -21,8 +23,10 @@ from requests import Request
 from requests.exceptions import ChunkedEncodingError
 from shapely.geometry.base import BaseGeometry
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from urllib3.exceptions import InvalidHeader
 from urllib3.util.retry import Retry
 
+from bigmap.catalog.malformed import MALFORMED
 from bigmap.config import StacApiSource
 from bigmap.errors import CatalogError
 
@@ -34,8 +38,12 @@ BACKOFF_LIMIT_S = 10.0
 QUERY_VARIABLE, HEADER_VARIABLE = "BIGMAP_STAC_QUERY", "BIGMAP_STAC_HEADER"
 """Of the environment: parameters, as ``api-key=...``, and a header, as ``X-Api-Key: ...``, that go
 with each request to the host of the API, and nowhere else. A password belongs in ``~/.netrc``."""
+RETRY_AFTER_LIMIT_S = 60.0
+"""Longest wait that a server's ``Retry-After`` is granted; some ask for hours."""
 STALE_PAGES = 3
 """Pages in a row without a new item after which paging counts as endless."""
+
+LOG = logging.getLogger(__name__)
 
 _RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
 _SIMPLIFY_DEG = 0.05
@@ -46,13 +54,31 @@ class BrokenAnswerError(Exception):
     """An API's answer broke off, or is something else, such as a proxy's page of HTML."""
 
 
+class _BoundedRetry(Retry):
+    """Waits as long as a server asks for, within a limit."""
+
+    def parse_retry_after(self, retry_after: str) -> float:
+        """Return seconds to wait, 0 for a header that is neither a number nor a date."""
+        try:
+            asked_s = super().parse_retry_after(retry_after)
+        except (InvalidHeader, ValueError, OverflowError):
+            LOG.warning("the catalogue asks to wait for %.40r, which is no time", retry_after)
+            return 0.0
+        if asked_s > RETRY_AFTER_LIMIT_S:
+            LOG.warning(
+                "the catalogue asks to wait for %.0f s; trying again after %.0f s",
+                asked_s, RETRY_AFTER_LIMIT_S,
+            )  # fmt: skip
+        return min(asked_s, RETRY_AFTER_LIMIT_S)
+
+
 class PatientStacIO(StacApiIO):
     """Requests with timeouts, that are repeated where a later one may succeed."""
 
     def __init__(self, *, retries: int, timeout_s: float) -> None:
         super().__init__(
             timeout=(CONNECT_TIMEOUT_S, timeout_s),
-            max_retries=Retry(
+            max_retries=_BoundedRetry(
                 total=retries,
                 connect=min(retries, CONNECT_RETRIES),
                 backoff_factor=BACKOFF_S,
@@ -93,15 +119,34 @@ class PatientStacIO(StacApiIO):
             if isinstance(error.__context__, ChunkedEncodingError):
                 raise BrokenAnswerError(href) from error
             raise
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BrokenAnswerError(href) from error
         if not isinstance(answer, dict):
             raise BrokenAnswerError(href)
         return text
 
+    def get_pages(
+        self,
+        url: str,
+        method: str | None = None,
+        parameters: dict[str, Any] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield pages as long as they link to a next one, those without items too."""
+        page = self.read_json(url, method=method, parameters=parameters)
+        yield page
+        while link := next(
+            (link for link in page.get("links") or () if link["rel"] == "next"), None
+        ):
+            target = urljoin(url, link["href"])
+            if not target.startswith(("http://", "https://")):
+                raise ValueError(f"its next page is {target}")
+            step = pystac.Link.from_dict({**link, "href": target})
+            page = self.read_json(step, parameters=parameters)
+            yield page
 
-def search_api(source: StacApiSource, geometry: BaseGeometry) -> Iterator[dict[str, Any]]:
-    """Yield the items of an API's search.
+
+def search_api(source: StacApiSource, geometry: BaseGeometry) -> Iterator[Any]:
+    """Yield the items of an API's search, whatever they hold.
 
     Parameters
     ----------
@@ -114,12 +159,15 @@ def search_api(source: StacApiSource, geometry: BaseGeometry) -> Iterator[dict[s
     Raises
     ------
     CatalogError
-        If the API cannot be reached, refuses, answers nonsense, or pages without end.
+        If the API cannot be reached, refuses, answers nonsense, pages without end, or gives
+        fewer items than it says to have found.
     """
+    _discover_extensions()
+    pager = PatientStacIO(retries=source.access.retries, timeout_s=source.access.timeout_s)
     try:
         client = Client.open(
             source.url,
-            stac_io=PatientStacIO(retries=source.access.retries, timeout_s=source.access.timeout_s),
+            stac_io=pager,
             request_modifier=partial(_add_access, host=urlsplit(source.url).netloc),
         )
         search = client.search(
@@ -129,7 +177,8 @@ def search_api(source: StacApiSource, geometry: BaseGeometry) -> Iterator[dict[s
             limit=PAGE_ITEMS,
             **_cloud_filter(client, source.max_cloud_percent),
         )
-        yield from _items_of(search.pages_as_dicts(), source.url)
+        pages = pager.get_pages(search.url, search.method, search.get_parameters())
+        yield from _items_of(pages, source.url)
     except BrokenAnswerError as error:
         raise CatalogError(
             f"{source.url} answers with something that is not JSON, or breaks off; check "
@@ -141,6 +190,22 @@ def search_api(source: StacApiSource, geometry: BaseGeometry) -> Iterator[dict[s
         ) from error
     except APIError as error:
         raise CatalogError(_describe(source.url, error)) from error
+    except MALFORMED as error:
+        raise CatalogError(
+            f"{source.url} gives a malformed answer ({type(error).__name__}: {error}); check "
+            "source.url, or tell its maintainers"
+        ) from error
+
+
+def _discover_extensions() -> None:
+    """Let pystac look for extensions in other packages, which it does once.
+
+    It gives up at the first that cannot be imported, and would fail the search.
+    """
+    try:
+        pystac.EXTENSION_HOOKS.get_extended_object_links(pystac.Catalog("any", "any"))
+    except Exception as error:  # noqa: BLE001  another package's import may fail in any way
+        LOG.warning("an extension of pystac is left out (%s: %s)", type(error).__name__, error)
 
 
 def _add_access(request: Request, *, host: str) -> Request:
@@ -166,21 +231,52 @@ def coarsen_area(geometry: BaseGeometry) -> dict[str, Any]:
     return mapping
 
 
-def _items_of(pages: Iterator[dict[str, Any]], url: str) -> Iterator[dict[str, Any]]:
+def _items_of(pages: Iterator[dict[str, Any]], url: str) -> Iterator[Any]:
     seen: set[str] = set()
-    stale = 0
+    stale, received, matched = 0, 0, None
     for page in pages:
-        features = page.get("features") or []
-        new = {str(item.get("id")) for item in features} - seen
+        features = page["features"]
+        if not isinstance(features, list):
+            raise TypeError("features is not a list")
+        names = [_name_of(item, received + place) for place, item in enumerate(features)]
+        new = set(names) - seen
         stale = 0 if new else stale + 1
-        if stale >= STALE_PAGES:
+        if stale >= STALE_PAGES and features:
             raise CatalogError(
                 f"{url} repeats its pages without end; narrow source.start and source.end, or "
                 "use another catalogue"
             )
+        if stale >= STALE_PAGES:
+            break
         seen |= new
+        received += len(features)
+        matched = _fewer(matched, _matched_by(page))
         if new:
             yield from features
+    if matched is not None and len(seen) < matched:
+        raise CatalogError(
+            f"{url} says that it has {matched} items but gave {len(seen)} and no further page; "
+            "try again later, narrow source.start and source.end, or use another catalogue"
+        )
+
+
+def _name_of(item: Any, number: int) -> str:
+    """Return the id of an item, or something unique where it has none."""
+    name = item.get("id") if isinstance(item, dict) else None
+    return str(name) if name is not None else f"number {number}"
+
+
+def _matched_by(page: dict[str, Any]) -> int | None:
+    """Return how many items an answer says to have found, now or in older versions of the API."""
+    context = page.get("context")
+    older = context.get("matched") if isinstance(context, dict) else None
+    found = page.get("numberMatched", older)
+    return found if isinstance(found, int) else None
+
+
+def _fewer(one: int | None, other: int | None) -> int | None:
+    """Return the smaller number that is known: items come and go while pages are read."""
+    return min((each for each in (one, other) if each is not None), default=None)
 
 
 def _cloud_filter(client: Client, max_cloud_percent: float) -> dict[str, Any]:

@@ -22,12 +22,14 @@ from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
 
 from bigmap.catalog.audit import Audit, Catalogue, Finding
 from bigmap.catalog.hrefs import join_href
+from bigmap.catalog.malformed import MALFORMED
 from bigmap.catalog.parsing import DECIDED_SHIFT
-from bigmap.catalog.projection import Bounds, footprint_of
-from bigmap.catalog.sources import without_nulls
+from bigmap.catalog.projection import Bounds, footprint_of, is_metric
+from bigmap.catalog.sources import storage_errors, without_nulls
 from bigmap.errors import CatalogError, OutputError
 from bigmap.files import locate, write_atomically
 from bigmap.items import SCHEMA, STEM, ItemRow, ItemTable, pack_assets, parse_layout
+from bigmap.radiometry import OFFSET_DN
 from bigmap.redaction import clean_href
 
 _AUDIT_KEY = b"bigmap:audit"
@@ -80,7 +82,7 @@ def save_items(catalogue: Catalogue, path: str) -> None:
             _write_rows(catalogue, file)
             filesystem, inner = locate(path)
             write_atomically(filesystem, inner, file.read_bytes())
-    except (OSError, ImportError) as error:
+    except storage_errors() as error:
         raise OutputError(f"{path} cannot be written ({error}); choose another path") from error
 
 
@@ -283,9 +285,10 @@ def load_items(path: str) -> Catalogue:
             with pq.ParquetFile(file, read_dictionary=repeated) as stored:
                 audit = _audit_from(json.loads(schema.metadata[_AUDIT_KEY]))
                 rows = _to_table(_resolve_folders(stored.read(columns=names), path))
+            _check_rows(rows)
     except FileNotFoundError as error:
         raise CatalogError(f"{path} does not exist; run without --resume to make it") from error
-    except (OSError, ImportError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+    except (*storage_errors(), *MALFORMED) as error:
         raise CatalogError(
             f"{path} is not a catalogue that bigmap saved ({error}); delete it and run again"
         ) from error
@@ -298,8 +301,34 @@ def is_saved_catalogue(path: str) -> bool:
         with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as stored:
             metadata = stored.schema_arrow.metadata or {}
             return _AUDIT_KEY in metadata and "bigmap:layout" in stored.schema_arrow.names
-    except (OSError, ImportError, pa.ArrowInvalid):
+    except (*storage_errors(), *MALFORMED):
         return False
+
+
+def _check_rows(rows: ItemTable) -> None:
+    """Refuse a file that was changed since: decisions in it are not made again.
+
+    Raises
+    ------
+    ValueError
+        If a value is missing, or is none that a search gives.
+    """
+    empty = [name for name in SCHEMA.names
+             if name not in _OPTIONAL and rows.columns[name].null_count]  # fmt: skip
+    if empty:
+        raise ValueError(f"items have no {', '.join(empty)}")
+    for layout in rows.columns["layout"].unique().to_pylist():
+        for name, suffix, height, width, *transform in parse_layout(layout)[1]:
+            whole = len(transform) == 6 and np.isfinite([height, width, *transform]).all()
+            if not (isinstance(name, str) and isinstance(suffix, str) and whole):
+                raise ValueError(f"asset {name} has no file or no grid")
+    left, bottom, right, top = (rows.column(name) for name in ("left", "bottom", "right", "top"))
+    if not (np.isfinite(right - left + top - bottom) & (left < right) & (bottom < top)).all():
+        raise ValueError("items have no extent")
+    if strange := [code for code in np.unique(rows.column("epsg")) if not is_metric(int(code))]:
+        raise ValueError(f"EPSG:{strange[0]} is not a projected CRS in metres")
+    if len(rows) and not np.isin(rows.column("dn_shift"), (0, OFFSET_DN)).all():
+        raise ValueError(f"{DECIDED_SHIFT} is neither 0 nor {OFFSET_DN}")
 
 
 def _resolve_folders(stored: pa.Table, path: str) -> pa.Table:

@@ -496,6 +496,7 @@ def run_command_line(arguments: list[str]) -> int:
     """Run a command and return its exit code."""
     logging.basicConfig(level=logging.CRITICAL)
     show_log("bigmap.simulate")
+    show_log("bigmap.catalog")
     try:
         code: int = app(arguments or ["--help"], prog_name="bigmap", standalone_mode=False)
     except (StoppedError, LostClusterError, LostRankError) as error:

@@ -117,6 +117,9 @@ def test_duplicates_leave_one_product_of_each_acquisition(products, shuffle: ran
             footprint=footprint,
             datatake=None,
             platform="sentinel-2a",
+            datastrip=None,
+            part=None,
+            level="2A",
             processed=(made, "", ""),
         )
         for number, (baseline, made, orbit) in enumerate(products)

@@ -134,6 +134,9 @@ def test_cogs_and_twins_are_not_mixed_in_one_item(stac, tmp_path):
 def test_other_scales_are_refused_for_the_item_alone(stac, real_item, tmp_path):
     landsat = read_cassette(stac / "earth-search-multiple-collections.cassette.yaml")[1]
     landsat["collection"] = real_item["collection"]
+    landsat["id"] = "other-scale"
+    for name in ("platform", "constellation", "instruments"):
+        landsat["properties"].pop(name, None)
     catalogue = find(
         write(tmp_path / "items.json", real_item, landsat), mask_asset=None, bands=("red",)
     )

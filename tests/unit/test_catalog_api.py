@@ -78,6 +78,10 @@ def recording(shared_data):
     answers = [json.loads(call["response"]["body"]["string"]) for call in calls]
     bodies = [json.loads(call["request"]["body"] or "{}") for call in calls]
     pages = [(body.get("next"), page) for body, page in zip(bodies, answers, strict=True)][1:]
+    count = sum(len(page["features"]) for _, page in pages)
+    for _, page in pages:  # recorded from a search of everything that was stopped early
+        page["numberMatched"] = count
+        page.get("context", {})["matched"] = count
     return answers[0], pages
 
 

@@ -154,10 +154,14 @@ def test_items_lists_and_collections_are_read(real_item, tmp_path):
         ("{", "is not JSON"),
         ("\x00\x01\x02", "is not JSON"),
         ('{"type": "Catalog", "links": []}', "set source.kind to static-catalog"),
-        ('{"a": 1}', "entry 0 is not a STAC item"),
-        ("[1]", "entry 0 is not a STAC item"),
-        ('"text"', "entry 0 is not a STAC item"),
-        ('{"type": "Feature", "id": "x"}', "item x has no properties"),
+        ('{"a": 1}', "neither a STAC item nor a list"),
+        ('"text"', "neither a STAC item nor a list"),
+        ('{"type": "FeatureCollection"}', "neither a STAC item nor a list"),
+        ('{"type": "FeatureCollection", "features": null}', "neither a STAC item nor a list"),
+        ("[" * 100_000, "is not JSON"),
+        ("[1]", r"1 unusable \(item 1: is not a STAC item\)"),
+        ('[{"a": 1}]', r"1 unusable \(item 1: is not a STAC item\)"),
+        ('{"type": "Feature", "id": "x"}', r"1 unusable \(x: has no properties\)"),
     ],
 )
 def test_other_files_are_refused_by_name(tmp_path, content, words):
