@@ -30,7 +30,7 @@ HEADINGS: dict[Kind, str] = {
     "missing-asset": "items without a wanted asset, left out",
     "mission": "items of other missions than Sentinel-2, left out",
     "unusable": "items that cannot be used, left out",
-    "bounds": "items whose grid does not fit their geometry, proj:bbox or assets; the larger counts",
+    "bounds": "items whose grid does not fit their geometry or proj:bbox; the larger counts",
     "access": "places that need access settings",
 }
 _EXAMPLES = 5

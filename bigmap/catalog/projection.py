@@ -104,7 +104,7 @@ def footprint_of(bounds: Bounds, epsg: int) -> BaseGeometry:
         If the bounds are empty, or lie where there are no longitudes.
     """
     left, bottom, right, top = bounds
-    if not (left < right and bottom < top):
+    if not (left < right and bottom < top and np.isfinite((right - left) + (top - bottom))):
         raise ValueError(f"its grid has no extent: {bounds}")
     box = shapely.segmentize(shapely.box(*bounds), max(right - left, top - bottom) / _EDGE_POINTS)
     transformer = _to_lonlat(epsg)

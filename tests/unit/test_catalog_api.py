@@ -308,3 +308,39 @@ def test_the_area_sent_stays_within_the_world():
     assert sent.bounds[0] >= -180
     assert sent.bounds[2] <= 180
     assert sent.covers(outline)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"features": None},
+        {"code": "x"},
+        {"features": {"a": 1}},
+        {"features": [], "links": [{"href": "x"}]},
+        {"features": [], "links": [{"rel": "next"}]},
+        {"features": [], "links": [{"rel": "next", "href": "file:///etc/passwd"}]},
+        {"features": [], "links": 5},
+    ],
+)
+def test_a_malformed_page_is_one_sentence(server, broken):
+    server.pages = [(None, {"type": "FeatureCollection", **broken})]
+    with pytest.raises(CatalogError, match="gives a malformed answer"):
+        find(server)
+
+
+def test_entries_of_a_page_that_are_no_items_are_left_out(server):
+    (key, page), *rest = server.pages
+    count = page["numberMatched"] + 2
+    wrong = {"features": [*page["features"], None, 7], "numberMatched": count}
+    server.pages = [(key, {**page, **wrong}), *rest]
+    audit = find(server).audit
+    assert audit.found == count
+    assert [finding.detail for finding in audit.of("unusable")] == ["is not a STAC item"] * 2
+
+
+def test_a_page_without_items_is_not_the_end(server):
+    (_, page), *rest = server.pages
+    link = {"rel": "next", "href": f"{server.root}/search", "method": "POST"}
+    empty = {**page, "features": [], "links": [{**link, "body": {"next": "later"}, "merge": True}]}
+    server.pages = [(None, empty), ("later", page), *rest]
+    assert find(server).audit.found == page["numberMatched"]
