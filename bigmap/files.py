@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,19 @@ def list_numbered(filesystem: Any, folder: str) -> list[tuple[int, str]]:
 
 
 def storage_errors() -> tuple[type[Exception], ...]:
-    """Return what file systems raise; s3fs lets through its client's errors, such as no keys."""
-    try:
+    """Return what file systems raise; some let through their clients' errors, such as no keys."""
+    found: list[type[Exception]] = [OSError, ValueError, ImportError]
+    with suppress(ImportError):
+        from aiohttp import ClientError  # noqa: PLC0415
+
+        found.append(ClientError)
+    with suppress(ImportError):
         from botocore.exceptions import (  # type: ignore[import-untyped]  # noqa: PLC0415
             BotoCoreError,
         )
-    except ImportError:
-        return OSError, ValueError, ImportError
-    return OSError, ValueError, ImportError, BotoCoreError
+
+        found.append(BotoCoreError)
+    return tuple(found)
 
 
 def write_atomically(filesystem: Any, path: str, data: bytes | memoryview) -> None:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from bigmap.catalog.hrefs import join_href
 from bigmap.catalog.malformed import MALFORMED
 from bigmap.errors import CatalogError
+from bigmap.files import storage_errors
 
 RawItem = tuple[Any, str | None]
 """What should be an item, and the file or URL that it came from."""
@@ -121,26 +122,6 @@ def read_json(path: str) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise CatalogError(f"{path} is not JSON ({error}); correct source.files") from error
-
-
-def storage_errors() -> tuple[type[Exception], ...]:
-    """Return what file systems raise; some let through their clients' errors, such as no keys."""
-    found: list[type[Exception]] = [OSError, ValueError, ImportError]
-    try:
-        from aiohttp import ClientError  # noqa: PLC0415
-
-        found.append(ClientError)
-    except ImportError:
-        pass
-    try:
-        from botocore.exceptions import (  # type: ignore[import-untyped]  # noqa: PLC0415
-            BotoCoreError,
-        )
-
-        found.append(BotoCoreError)
-    except ImportError:
-        pass
-    return tuple(found)
 
 
 def _read_parquet(path: str) -> Iterator[dict[str, Any]]:

@@ -25,9 +25,9 @@ from bigmap.catalog.hrefs import join_href
 from bigmap.catalog.malformed import MALFORMED
 from bigmap.catalog.parsing import DECIDED_SHIFT
 from bigmap.catalog.projection import Bounds, footprint_of, is_metric
-from bigmap.catalog.sources import storage_errors, without_nulls
+from bigmap.catalog.sources import without_nulls
 from bigmap.errors import CatalogError, OutputError
-from bigmap.files import locate, write_atomically
+from bigmap.files import locate, storage_errors, write_atomically
 from bigmap.items import SCHEMA, STEM, ItemRow, ItemTable, pack_assets, parse_layout
 from bigmap.radiometry import OFFSET_DN
 from bigmap.redaction import clean_href
