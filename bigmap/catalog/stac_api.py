@@ -40,6 +40,8 @@ QUERY_VARIABLE, HEADER_VARIABLE = "BIGMAP_STAC_QUERY", "BIGMAP_STAC_HEADER"
 with each request to the host of the API, and nowhere else. A password belongs in ``~/.netrc``."""
 RETRY_AFTER_LIMIT_S = 60.0
 """Longest wait that a server's ``Retry-After`` is granted; some ask for hours."""
+LEAST_SHARE = 0.5
+"""Of the items that an API says to have: fewer are refused. Some estimate the number."""
 STALE_PAGES = 3
 """Pages in a row without a new item after which paging counts as endless."""
 
@@ -254,10 +256,13 @@ def _items_of(pages: Iterator[dict[str, Any]], url: str) -> Iterator[Any]:
         if new:
             yield from features
     if matched is not None and len(seen) < matched:
-        raise CatalogError(
-            f"{url} says that it has {matched} items but gave {len(seen)} and no further page; "
-            "try again later, narrow source.start and source.end, or use another catalogue"
-        )
+        said = f"{url} says that it has {matched} items but gave {len(seen)} and no further page"
+        if len(seen) < LEAST_SHARE * matched:
+            raise CatalogError(
+                f"{said}; try again later, narrow source.start and source.end, or use another "
+                "catalogue"
+            )
+        LOG.warning("%s: where it does not count but estimate, none is lost", said)
 
 
 def _name_of(item: Any, number: int) -> str:
