@@ -69,6 +69,13 @@ main()
 """
 """``bigmap`` with less patience for workers that hang, once a file is there: on a busy machine a
 healthy worker is not heard of for that long while it starts."""
+START_SUCCESSOR = """
+import bigmap.lease as lease
+lease.LEASE_LOST_S = 3.0
+from bigmap.cli import main
+main()
+"""
+"""``bigmap`` with less patience for a driver that does not renew its lease."""
 
 
 def count_records(output: str) -> int:
@@ -76,10 +83,7 @@ def count_records(output: str) -> int:
     folder = RunFolder(output)
     if not folder.exists():
         return 0
-    try:
-        return len(Ledger(folder.path).latest())
-    except FileNotFoundError:  # Compacted at this moment.
-        return count_records(output)
+    return len(Ledger(folder.path).latest())
 
 
 def make_raw(folder: Path, output: Path, **changes) -> dict:
@@ -369,6 +373,42 @@ def stop_worker(world: World, rng: random.Random) -> None:
     driver.check()
     world.tell(f"worker that hangs (SIGSTOP; waited for {PATIENCE_S} s, not 120)", 1,
                "ended and replaced", time.monotonic() - start)  # fmt: skip
+
+
+def read_records(folder: Path) -> dict[Path, bytes]:
+    """Return all files of a run folder but the leases, each of which is its holder's own."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.parent.name != "lease"]
+    return {file: file.read_bytes() for file in files}
+
+
+def stop_driver(world: World) -> None:
+    """Stop a driver, as SIGSTOP or a lost network does, and let it go on after its successor."""
+    start = time.monotonic()
+    gate = Gate(world.folder / "stopped.gate")
+    output = world.folder / "stopped.zarr"
+    driver = Driver(world, output, gate).start()
+    gate.let(world.mapped // 2)
+    driver.wait_until(lambda: driver.recorded() > 0 and bool(gate.waiting_pids()))
+    driver.process.send_signal(signal.SIGSTOP)
+    gate.open()  # Its workers go on with what they have, and may not write it.
+    other = Driver(world, output, gate)
+    other.log, other.bigmap = world.folder / "successor.log", ["-c", START_SUCCESSOR]
+    assert other.start().finish() == 0, other.said()
+    assert f"process {driver.process.pid} on" in other.said()
+    assert "may still write here; watching it for 3 s" in other.said()
+    folder = Path(RunFolder(str(output)).path)
+    before = read_records(folder)
+    driver.process.send_signal(signal.SIGCONT)
+    assert driver.finish() == 2, driver.said()
+    assert "Traceback" not in driver.said()
+    last = driver.last_line()
+    assert "took this output over" in last or "belongs to another driver by now" in last, last
+    assert read_records(folder) == before, "nothing of the run folder is the old one's"
+    assert RunFolder(str(output)).has_overviews()
+    driver.check()
+    world.tell("driver stopped (SIGSTOP), continued after its successor", 1,
+               "the successor's map; the old one ends with exit 2",
+               time.monotonic() - start)  # fmt: skip
 
 
 def fill_disk(world: World) -> None:

@@ -64,6 +64,10 @@ def test_a_killed_driver(world, rng):
     faults.kill_drivers(world, 1, rng)
 
 
+def test_a_stopped_driver_that_goes_on_after_its_successor(world):
+    faults.stop_driver(world)
+
+
 @pytest.mark.faults
 def test_a_worker_out_of_memory(world):
     faults.starve_worker(world, meals=1, name="hungry")
