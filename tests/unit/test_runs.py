@@ -1,15 +1,22 @@
 """Places of maps and what is kept beside them: taken, foreign, damaged, or somewhere else."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import bigmap
 from bigmap.config import parse_recipe
 from bigmap.errors import OutputError
 from bigmap.lease import Lease
-from bigmap.runs import MARK, RunFolder, check_output, check_run_folder
-from tests.integration.small_world import raw_recipe
+from bigmap.ledger import BlockRecord
+from bigmap.reuse import _Candidate, _copy
+from bigmap.runs import MARK, RunFolder, check_output, check_run_folder, read_status
+from bigmap.store import MapWriter, complete_map
+from tests.integration.small_world import raw_recipe, write_scenes
 
 
 def recipe_at(path):
@@ -135,3 +142,142 @@ def test_overviews_are_complete_if_the_newest_driver_says_so(tmp_path, leases, m
     # Those of a map that was started anew since are not.
     (tmp_path / "map.run" / "plan.json").write_text('{"blocks": 1, "term": 3}')
     assert not folder.has_overviews()
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    """A plan of a few blocks, whose output is set by :func:`start`."""
+    folder = tmp_path_factory.mktemp("scenes")
+    items = write_scenes(folder / "scenes")
+    return bigmap.plan(parse_recipe(raw_recipe(source__files=[str(items)])))
+
+
+def start(plan, folder):
+    """Begin a run and return its plan, its folder and its lease."""
+    output = str(folder / "map.zarr")
+    path = plan.recipe.output.model_copy(update={"path": output})
+    plan = replace(plan, recipe=plan.recipe.model_copy(update={"output": path}))
+    run = RunFolder(output)
+    lease = Lease(run.path)
+    lease.acquire()
+    run.create(plan, lease)
+    complete_map(output, plan.template())
+    return plan, run, lease
+
+
+@pytest.fixture
+def finished(plan, tmp_path):
+    """A run all of whose blocks but one are recorded as empty, and that one as written."""
+    plan, run, lease = start(plan, tmp_path)
+    side = plan.lattice.block_px
+    layers = {
+        layer.name: np.ones((side, side), dtype=layer.dtype) for layer in plan.template().layers
+    }
+    shards = MapWriter(run.output).write(layers, (slice(0, side), slice(0, side)))
+    ledger = run.open_ledger(lease)
+    for number, block in enumerate(plan.blocks):
+        written = tuple((shard.key, shard.size_bytes) for shard in shards) if number == 0 else ()
+        ledger.append(BlockRecord(plan.name(block), "done" if written else "empty", shards=written))
+    ledger.flush()
+    run.mark_overviews(lease, complete=True)
+    lease.release()
+    return plan, run
+
+
+def test_a_map_that_was_deleted_is_not_finished(finished):
+    _, run = finished
+    assert read_status(run.output).is_whole
+    shutil.move(run.output, f"{run.output}.away")
+    status = read_status(run.output)
+    assert (status.is_whole, status.has_map, len(status.lost)) == (False, False, 1)
+    shutil.move(f"{run.output}.away", run.output)
+    (Path(run.output) / "class" / "zarr.json").write_text("{")
+    assert not read_status(run.output).is_whole
+
+
+def test_a_lost_object_is_open_to_status_as_to_resume(finished):
+    plan, run = finished
+    (record,) = (each for each in run.ledger.latest().values() if each.shards)
+    (Path(run.output) / record.shards[0][0]).unlink()
+    status = read_status(run.output)
+    assert status.lost == (record.block,) == (plan.name(plan.blocks[0]),)
+    assert not status.is_whole
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "plan.json", "items.parquet"])
+@pytest.mark.parametrize("damage", ["removed", "emptied", "cut", "zeroed"])
+def test_status_names_a_damaged_file_of_the_run(finished, name, damage):
+    _, run = finished
+    file = Path(run.path) / name
+    content = file.read_bytes()
+    if damage == "removed":
+        file.unlink()
+    else:
+        file.write_bytes(
+            {"emptied": b"", "cut": content[:-15], "zeroed": bytes(len(content))}[damage]
+        )
+    if name == "recipe.yaml" and damage == "cut":
+        return  # may be a whole recipe still
+    with pytest.raises(OutputError, match=f"{name}: is .*put it back from a copy, or start again"):
+        read_status(run.output)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b'{"blocks": "many"}'])
+def test_what_follows_from_the_plan_is_made_anew(finished, content):
+    plan, run = finished
+    files = [Path(run.path) / name for name in ("plan.json", "area.json")]
+    before = json.loads(files[0].read_text()), files[1].read_bytes()
+    for file in files:
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(content)
+        run.check_plan(plan)
+        lease = Lease(run.path)
+        lease.acquire()
+        assert [each.partition(":")[0] for each in run.mend(plan, lease)] == [str(file)]
+        assert run.mend(plan, lease) == []
+        lease.release()
+    assert json.loads(files[0].read_text()) == before[0] | {"term": 0}
+    assert files[1].read_bytes() == before[1]
+    assert read_status(run.output).is_whole
+
+
+def test_another_area_is_refused_without_a_plan_too(finished, plan):
+    _, run = finished
+    (Path(run.path) / "plan.json").unlink()
+    (Path(run.path) / "area.json").write_text(json.dumps([plan.area.parts[0].buffer(5).wkb_hex]))
+    with pytest.raises(OutputError, match=r"area\.file: its content is not what"):
+        run.check_plan(finished[0])
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["../secret", "/etc/hostname", "class/c/0/../../../../secret", "class/c/9/9", "zarr.json", ""],
+)
+def test_nothing_but_objects_of_its_block_is_taken_from_an_earlier_map(
+    finished, plan, tmp_path, key
+):
+    before, _ = finished
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "new").mkdir()
+    plan, _, lease = start(plan, tmp_path / "new")
+    record = BlockRecord(plan.name(plan.blocks[0]), "done", shards=((key, 6),))
+    files = set((tmp_path / "new").rglob("*"))
+    assert _copy(plan, before, _Candidate(plan.blocks[0], record)) is None
+    assert set((tmp_path / "new").rglob("*")) == files
+    lease.release()
+
+
+def test_a_link_out_of_an_earlier_map_is_not_followed(finished, plan, tmp_path):
+    before, run = finished
+    (record,) = (each for each in run.ledger.latest().values() if each.shards)
+    (tmp_path / "new").mkdir()
+    plan, _, lease = start(plan, tmp_path / "new")
+    candidate = _Candidate(plan.blocks[0], record)
+    assert _copy(plan, before, candidate).shards == record.shards
+    file = Path(run.output) / record.shards[0][0]
+    shutil.move(file, tmp_path / "secret")
+    file.symlink_to(tmp_path / "secret")
+    assert _copy(plan, before, candidate) is None
+    lease.release()
