@@ -293,12 +293,15 @@ class ChipSet:
         Raises
         ------
         SamplesError
-            If an object of the set is damaged.
+            If an object of the set is damaged, or the set was cut anew since it was opened.
         """
         try:
             values = {name: np.asarray(array[index]) for name, array in self._arrays.items()}
         except (OSError, ValueError, RuntimeError) as error:
+            self.check_unchanged()
             raise SamplesError(f"{self.path}: chip {index} cannot be read ({error})") from error
+        # Chips that are gone read as nodata.
+        self.check_unchanged()
         dates = int(self.places.dates[index])
         return Chip(
             images=values["images"][:dates],
@@ -314,7 +317,7 @@ class ChipSet:
     def check_unchanged(self) -> None:
         """Refuse what was read since the set was opened, if it was cut anew in the meantime.
 
-        Chips that are gone read as nodata; who cuts a set anew removes its metadata first.
+        Who cuts a set anew removes its metadata before its chips.
 
         Raises
         ------
