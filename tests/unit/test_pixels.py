@@ -1,8 +1,12 @@
 """What files hold: checked against what is expected, and what they declare applied."""
 
+import gzip
+import io
+
 import numpy as np
 import pytest
 import rasterio
+import requests
 from affine import Affine
 from pydantic import TypeAdapter
 from rasterio.enums import ColorInterp
@@ -11,7 +15,7 @@ from bigmap.config.recipe import MaskConfig
 from bigmap.cube.pixels import BANDS, MaskPixels
 from bigmap.cube.reading import Access, RasterReader
 from bigmap.cube.resampling import TargetGrid
-from bigmap.cube.staging import Reach, copy_parts
+from bigmap.cube.staging import Reach, copy_parts, copy_whole
 from bigmap.errors import ReadError
 from bigmap.planning import mask_rule
 from bigmap.quality import CLEAR, NO_DATA, SPOILT, MaskRule
@@ -180,3 +184,26 @@ def test_a_staged_part_keeps_what_its_file_declares(write, tmp_path, hide):
     path, copy = write(5, 7, "uint16", hide=hide), tmp_path / "second.tif"
     copy_parts(path, copy, reach, access=Access(retries=0), check=lambda: None)
     assert read(str(copy), BANDS) == [0, 7]
+
+
+def test_complex_numbers_are_refused(write):
+    with pytest.raises(ReadError, match=r"file\.tif: holds complex numbers"):
+        read(write(0, 1, "complex64"), BANDS)
+
+
+def test_a_window_too_large_for_memory_is_refused_before_it_is_read(write, monkeypatch):
+    path = write(5, 7, "uint16")
+    monkeypatch.setattr("bigmap.cube.pixels.MAX_READ_PX", SIZE * SIZE - 1)
+    with pytest.raises(ReadError, match=r"file\.tif: 16 x 16 of its pixels would be read at once"):
+        read(path, BANDS)
+
+
+def test_a_compressed_answer_is_not_unpacked(tmp_path, monkeypatch):
+    answer = requests.Response()
+    answer.status_code, answer.raw = 200, io.BytesIO(gzip.compress(bytes(1000)))
+    answer.headers.update({"Content-Encoding": "gzip", "Content-Length": "1000"})
+    monkeypatch.setattr(requests, "get", lambda *_, **__: answer)
+    path = tmp_path / "file.tif"
+    with pytest.raises(ReadError, match="the answer is compressed"):
+        copy_whole("http://a.b/c.tif", path, (1, 1), access=Access(retries=0), check=lambda: None)
+    assert not path.exists()
