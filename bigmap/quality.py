@@ -82,7 +82,9 @@ def classify(values: npt.NDArray[Any], has_data: BoolArray | None, rule: MaskRul
         clear = np.zeros(values.shape, dtype=bool)
         for value in rule.clear_values:  # several times faster than np.isin
             clear |= values == value
-    return np.where(clear, np.uint8(CLEAR), np.uint8(SPOILT)) * known
+    states: UInt8Array = np.where(clear, np.uint8(CLEAR), np.uint8(SPOILT))
+    states[~known] = NO_DATA
+    return states
 
 
 def _check_range(values: npt.NDArray[Any], full: int) -> None:
