@@ -42,7 +42,7 @@ from bigmap.errors import CatalogError, EmptyAreaError, PlanError, RecipeError
 from bigmap.grid import ROI, Area, Lattice
 from bigmap.inference import Windowing, optimise
 from bigmap.items import AssetRow, ItemTable
-from bigmap.machine import count_gpus, machine_memory_gb
+from bigmap.machine import count_cores, count_gpus, machine_memory_gb
 from bigmap.models import (
     LEGENDS,
     ClassEntry,
@@ -736,7 +736,7 @@ def count_workers(cluster: ClusterConfig) -> int:
     """Return how many worker processes a cluster has at most."""
     match cluster:
         case LocalCluster(workers=workers):
-            return workers or max(1, math.ceil((os.cpu_count() or 1) / 2))
+            return workers or max(1, math.ceil(count_cores() / 2))
         case LocalCudaCluster(gpus=gpus):
             return len(gpus) if gpus else max(1, count_gpus())
         case SlurmCluster(max_jobs=jobs, processes=processes):

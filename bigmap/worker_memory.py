@@ -21,8 +21,6 @@ HEAP_SHARE = 1.1
 """What the heap takes for each byte of tensors in use; the rest lies in holes between them."""
 PREPARED_BYTES = 18
 """Of one sample while pixels become reflectance: see :func:`bigmap.inference.prepare`."""
-READ_COPIES = 2
-"""Of a cell: the stack of files and the dates made of it, or these and the cell."""
 MASK_BYTES = 5
 """Of one pixel of one item: its value, what is clear and has data, and dilation's copy."""
 SAMPLING_BYTES = {"nearest": 5, "bilinear": 25, "cubic": 61}
@@ -46,14 +44,14 @@ class CellLoad:
 
     @property
     def held_bytes(self) -> float:
-        """Of the chosen dates in hand, uint16 and a mask."""
-        return self.pixels * self.dates * (2 * self.bands + 1)
+        """Of a cell in hand: its dates and their masks, and what reading threads keep of files."""
+        return self.pixels * (self.dates * (2 * self.bands + 1) + 2 * self.bands * self.items)
 
     @property
     def reading_bytes(self) -> float:
-        """Of the masks, then of masks and bands, whichever is more."""
-        bands = self.pixels * 2 * self.bands * (self.items + (READ_COPIES - 1) * self.dates)
-        return max(self.pixels * self.masks * MASK_BYTES, bands + self.pixels * 2 * self.masks)
+        """Of files, their stack, and the dates made of them; or of the masks before."""
+        bands = 2 * self.bands * (2 * self.items + self.dates) + 2 * self.masks
+        return self.pixels * float(max(self.masks * MASK_BYTES, bands))
 
 
 @dataclass(frozen=True)
