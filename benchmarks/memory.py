@@ -145,7 +145,8 @@ def make_recipe(case: Case, folder: Path) -> Recipe:
     box = (LEFT + inset, TOP - 10 * case.cell_px + inset, LEFT + 20 * case.cell_px - inset,
            TOP - inset)  # fmt: skip
     return parse_recipe({
-        "name": "memory", "area": {"bbox": list(transform_bounds(f"EPSG:{EPSG}", "EPSG:4326", *box))},
+        "name": "memory",
+        "area": {"bbox": list(transform_bounds(f"EPSG:{EPSG}", "EPSG:4326", *box))},
         "grid": {"crs": case.crs, "gsd_m": 10, "core_px": 128, "cell_px": case.cell_px,
                  "block_px": case.cell_px, "shard_px": case.cell_px, "chunk_px": case.cell_px},
         "source": {"kind": "files", "files": [str(items)], "start": "2024-05-01",
@@ -173,7 +174,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     plan = bigmap.plan(make_recipe(case, folder))
     with open_cluster(plan.recipe.cluster) as client:
         idle = client.run(peak_bytes)
-        summary = run_plan(plan, client, threads=2)
+        summary = run_plan(plan, client)
         peaks = client.run(peak_bytes)
     assert not summary.failures, summary.failures
     peak_gb = max(peaks.values()) / 1e9
@@ -189,7 +190,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--quick", action="store_true", help="small-conv and bicubic only")
     options, _ = parser.parse_known_args(arguments)
     machine, rows = describe_machine(), []
-    for number, _case in enumerate(CASES[:4] if options.quick else CASES):
+    for number in range(4 if options.quick else len(CASES)):
         folder = WORK / f"memory-{number}"
         shutil.rmtree(folder, ignore_errors=True)
         code = f"from benchmarks.memory import *; tell({number}, {str(folder)!r})"

@@ -13,12 +13,15 @@ import numpy as np
 
 from bigmap.models import LayerSpec, ModelSpec
 
-IDLE_BYTES = 560e6
-"""A worker of Dask that has imported all it needs: measured, 0.5 to 0.56 GB."""
-KEPT_BYTES = 256e6
-"""What the C library keeps of freed memory between steps: :data:`bigmap.machine.ALLOCATOR`."""
-HEAP_SHARE = 1.1
-"""What the heap takes for each byte of tensors in use; the rest lies in holes between them."""
+IDLE_BYTES = 500e6
+"""A worker of Dask that has imported all it needs: measured, 0.49 GB."""
+KEPT_BYTES = 150e6
+"""What the C library keeps of freed memory: up to 0.27 GB, :data:`bigmap.machine.ALLOCATOR`."""
+HEAP_SHARE = 1.2
+"""What the heap takes for each byte of arrays in use; the rest lies in holes between them."""
+PASS_SHARE = 1.5
+"""The same of a pass, whose tensors have many sizes: 1.03 to 1.8 measured, less where they are
+large."""
 PREPARED_BYTES = 18
 """Of one sample while pixels become reflectance: see :func:`bigmap.inference.prepare`."""
 MASK_BYTES = 5
@@ -44,13 +47,13 @@ class CellLoad:
 
     @property
     def held_bytes(self) -> float:
-        """Of a cell in hand: its dates and their masks, and what reading threads keep of files."""
-        return self.pixels * (self.dates * (2 * self.bands + 1) + 2 * self.bands * self.items)
+        """Of a cell in hand: its dates and their masks."""
+        return self.pixels * self.dates * (2 * self.bands + 1)
 
     @property
     def reading_bytes(self) -> float:
-        """Of files, their stack, and the dates made of them; or of the masks before."""
-        bands = 2 * self.bands * (2 * self.items + self.dates) + 2 * self.masks
+        """Of the stack of files and the dates made of it; or of the masks before."""
+        bands = 2 * self.bands * (self.items + self.dates) + 2 * self.masks
         return self.pixels * float(max(self.masks * MASK_BYTES, bands))
 
 
@@ -113,6 +116,6 @@ def count_peak_bytes(
         In hand at once.
     """
     waiting = max(canvas.growing_bytes + cell.reading_bytes, canvas.finishing_bytes)
-    predicting = canvas.growing_bytes + cell.held_bytes + pass_bytes
-    in_use = shared_bytes + (blocks - 1) * waiting + max(predicting, waiting)
-    return IDLE_BYTES + KEPT_BYTES + HEAP_SHARE * in_use
+    predicting = HEAP_SHARE * (canvas.growing_bytes + cell.held_bytes) + PASS_SHARE * pass_bytes
+    others = HEAP_SHARE * (shared_bytes + (blocks - 1) * waiting)
+    return IDLE_BYTES + KEPT_BYTES + others + max(predicting, HEAP_SHARE * waiting)

@@ -86,7 +86,7 @@ class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that operations make, as long as they live."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.most = 0
         self.now = 0
         self.alive: set[int] = set()
