@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from bigmap.config import (
     ClusterConfig,
@@ -17,9 +18,12 @@ from bigmap.config import (
     load_cluster,
 )
 from bigmap.errors import BigmapError
+from bigmap.inference import optimise
 from bigmap.machine import count_cores
 from bigmap.models.base import MapModel
+from bigmap.models.dry_pass import PassSize
 from bigmap.models.facts import COUNTED_DATES, KM2_PX, count_gflop_per_km2
+from bigmap.models.trial import choose_trial_px, time_pass
 from bigmap.planning import Estimate, count_workers
 from bigmap.runs import RunFolder, differing_fields
 
@@ -36,12 +40,10 @@ WRITE_CORE_S = 0.05
 REMOTE_MB_S = 100.0
 LOCAL_MB_S = 500.0
 """What a worker reads in a second, uncompressed; our choice. A file is about half as large."""
-OVERVIEW_CORE_S = 0.15
-"""CPU time to read, halve and write a million pixels of a level; a map has a third more in all."""
-START_CORE_S = 6.0
-"""CPU time until a worker has imported all it needs: measured, 5.8 s."""
-DRIVER_CORE_S = 4.0
-"""CPU time of the driver before the first block and after the last; measured on small maps."""
+OVERVIEW_CORE_S = 0.05
+"""CPU time to read, halve and write a million pixels of three layers; all levels are a third."""
+START_S = 12.0
+"""Until driver and then workers have imported all they need, about 6 s of CPU time each."""
 UNCOUNTED = ("cluster", "output", "area", "source", "title", "name")
 """Settings that leave the speed of a block as it is, or nearly so."""
 
@@ -55,6 +57,34 @@ class Measured:
     device: str
     block_s_per_km2: float
     """Time of a block from start to end, for each square kilometre that it mapped."""
+
+
+@dataclass(frozen=True)
+class ModelLoad:
+    """What the model takes for a whole map."""
+
+    gflop: float
+    precision: Literal["float32", "bfloat16"]
+    trial: Trial | None = None
+    """Of this machine; None where no cluster is local, or an earlier run tells more."""
+
+    def core_s(self, cluster: ClusterConfig) -> float:
+        """Return its seconds on one core of a cluster."""
+        if self.trial is not None and isinstance(cluster, LocalCluster):
+            return self.trial.core_s
+        return self.gflop / CORE_GFLOPS[self.precision]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a window took on this machine, and what the map takes at this speed."""
+
+    side_px: int
+    dates: int
+    threads: int
+    seconds: float
+    core_s: float
+    """Of the whole map on one core."""
 
 
 @dataclass(frozen=True)
@@ -105,17 +135,37 @@ def estimate_clusters(
     """
     # The counter runs 12 dates, or as many as the model is built for.
     counted = min(COUNTED_DATES, model.spec.max_dates or COUNTED_DATES)
-    gflop = count_gflop_per_km2(model) / KM2_PX / counted * estimate.date_px
+    gflop_per_km2 = count_gflop_per_km2(model)
+    gflop = gflop_per_km2 / KM2_PX / counted * estimate.date_px
     measured = find_measured(recipe)
+    clusters = [("recipe", recipe.cluster), *_named_clusters()]
+    trial = None
+    if measured is None and any(isinstance(each, LocalCluster) for _, each in clusters):
+        trial = try_model(recipe, model, estimate, gflop_per_km2=gflop_per_km2)
+    load = ModelLoad(gflop, recipe.inference.precision, trial)
     found = [
         _estimate_cluster(
-            name, cluster, recipe.inference.precision, estimate, gflop,
-            mb_s=REMOTE_MB_S if is_remote else LOCAL_MB_S, measured=measured,
-            price=price_per_gpu_hour, wants_cpu=recipe.inference.device == "cpu",
+            name, cluster, load, estimate, mb_s=REMOTE_MB_S if is_remote else LOCAL_MB_S,
+            measured=measured, price=price_per_gpu_hour,
+            wants_cpu=recipe.inference.device == "cpu",
         )
-        for name, cluster in [("recipe", recipe.cluster), *_named_clusters()]
+        for name, cluster in clusters
     ]  # fmt: skip
-    return found, _describe_assumptions(recipe, gflop, measured, is_remote=is_remote)
+    return found, _describe_assumptions(load, measured, is_remote=is_remote)
+
+
+def try_model(
+    recipe: Recipe, model: MapModel, estimate: Estimate, *, gflop_per_km2: float
+) -> Trial:
+    """Time a small window on this machine, with the threads that a worker of it has."""
+    cluster = recipe.cluster if isinstance(recipe.cluster, LocalCluster) else LocalCluster()
+    threads = max(1, int(cores_of_worker(cluster)))
+    dates = max(1, min(estimate.dates, recipe.dates.max_per_cell))
+    side_px = choose_trial_px(gflop_per_km2 * dates / COUNTED_DATES, model.spec.multiple_px)
+    size = PassSize(1, dates, side_px, recipe.inference.precision)
+    seconds = time_pass(optimise(model), size, threads=threads)
+    core_s = seconds * threads / (dates * side_px**2) * estimate.date_px
+    return Trial(side_px, dates, threads, seconds, core_s)
 
 
 def _named_clusters() -> list[tuple[str, ClusterConfig]]:
@@ -153,7 +203,7 @@ def find_measured(recipe: Recipe) -> Measured | None:
 
 
 def _estimate_cluster(
-    name: str, cluster: ClusterConfig, precision: str, estimate: Estimate, gflop: float, *,
+    name: str, cluster: ClusterConfig, load: ModelLoad, estimate: Estimate, *,
     mb_s: float, measured: Measured | None, price: float | None, wants_cpu: bool,
 ) -> ClusterEstimate:  # fmt: skip
     workers, cores = count_workers(cluster), cores_of_worker(cluster)
@@ -161,9 +211,10 @@ def _estimate_cluster(
     core_s = (READ_CORE_S * estimate.samples + WRITE_CORE_S * estimate.output_px) / 1e6
     seconds = {"reading": 1e3 * estimate.read_gb / mb_s}
     if has_gpu:
-        seconds |= {"CPU cores": core_s / cores, "GPU": gflop / GPU_GFLOPS[precision]}
+        gpu_s = load.gflop / GPU_GFLOPS[load.precision]
+        seconds |= {"CPU cores": core_s / cores, "GPU": gpu_s}
     else:
-        core_s += FINISH_CORE_S * estimate.output_px / 1e6 + gflop / CORE_GFLOPS[precision]
+        core_s += FINISH_CORE_S * estimate.output_px / 1e6 + load.core_s(cluster)
         seconds["CPU cores"] = core_s / cores
     device = "cuda" if has_gpu else "cpu"
     if measured is not None and measured.device == device:
@@ -172,6 +223,9 @@ def _estimate_cluster(
     # Blocks overlap: one reads while another predicts, so the slowest part decides.
     bound = max(seconds, key=lambda part: seconds[part])
     hours = seconds[bound] / workers / 3600
+    if isinstance(cluster, LocalCluster):
+        overviews_s = OVERVIEW_CORE_S * estimate.output_px / 1e6 * 4 / 3 / cores / workers
+        hours += (START_S + overviews_s) / 3600
     gpu_hours = hours * workers if has_gpu else 0.0
     cost = price * gpu_hours if price is not None and has_gpu else None
     return ClusterEstimate(
@@ -202,14 +256,14 @@ def has_gpus(cluster: ClusterConfig) -> bool:
 
 
 def _describe_assumptions(
-    recipe: Recipe, gflop: float, measured: Measured | None, *, is_remote: bool
+    load: ModelLoad, measured: Measured | None, *, is_remote: bool
 ) -> list[str]:
-    precision = recipe.inference.precision
     where, mb_s = ("remote", REMOTE_MB_S) if is_remote else ("local", LOCAL_MB_S)
     lines = [
         (
-            f"the model takes {gflop / 1e3:,.1f} TFLOP in all; a core does "
-            f"{CORE_GFLOPS[precision]:g} GFLOP/s in {precision}, a GPU {GPU_GFLOPS[precision]:,g} "
+            f"the model takes {load.gflop / 1e3:,.1f} TFLOP in all; a core elsewhere does "
+            f"{CORE_GFLOPS[load.precision]:g} GFLOP/s in {load.precision}, a GPU "
+            f"{GPU_GFLOPS[load.precision]:,g} "
             "(assumed, a part of an A100's peak)"
         ),
         f"a worker reads {mb_s:g} MB/s uncompressed from {where} files (assumed)",
@@ -220,10 +274,17 @@ def _describe_assumptions(
         ),
         (
             "reading, cores and GPU work beside each other: the slowest decides; all workers "
-            "are there from the start; queues, failures and overviews are left out"
+            "are there from the start; queues and failures are left out, and overviews where it is "
+            "not this machine"
         ),
+        f"on this machine driver and workers take {START_S:g} s to start",
         "an existing cluster is counted with one worker",
     ]
+    if (trial := load.trial) is not None:
+        lines.append(
+            f"tried on this machine: a window of {trial.side_px} px with {trial.dates} dates took "
+            f"{trial.seconds:.2g} s on {trial.threads} threads; used for workers of this machine"
+        )
     if measured is not None:
         lines.append(
             f"measured: {measured.blocks} blocks of {measured.output} on {measured.device} took "

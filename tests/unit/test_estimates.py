@@ -1,6 +1,7 @@
 """Hours and cost: numbers worked out by hand, and sane ones for models that cost nothing."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,13 +12,18 @@ from bigmap.estimates import (
     CORE_GFLOPS,
     FINISH_CORE_S,
     GPU_GFLOPS,
+    OVERVIEW_CORE_S,
     READ_CORE_S,
+    START_S,
     WRITE_CORE_S,
     Measured,
+    ModelLoad,
+    Trial,
     _estimate_cluster,
     estimate_clusters,
 )
 from bigmap.models import ModelChoice
+from bigmap.models.trial import choose_trial_px
 from bigmap.planning import Estimate
 
 WORK = Estimate(
@@ -28,10 +34,10 @@ CPU = SlurmCluster(kind="slurm", interface="ib0", max_jobs=5, cpus_per_worker=4)
 GPU = SlurmCluster(kind="slurm", interface="ib0", max_jobs=2, gpus_per_job=2, cpus_per_worker=8)
 
 
-def estimate(cluster, *, gflop, mb_s=1e9, measured=None, price=None):
+def estimate(cluster, *, gflop, mb_s=1e9, measured=None, price=None, trial=None):
     return _estimate_cluster(
-        "x", cluster, "float32", WORK, gflop, mb_s=mb_s, measured=measured, price=price,
-        wants_cpu=False,
+        "x", cluster, ModelLoad(gflop, "float32", trial), WORK, mb_s=mb_s, measured=measured,
+        price=price, wants_cpu=False,
     )  # fmt: skip
 
 
@@ -66,6 +72,33 @@ def test_measured_blocks_replace_what_is_assumed():
     assert estimate(GPU, gflop=1e9, measured=measured).bound == "GPU"
 
 
+def test_a_trial_on_this_machine_replaces_the_assumed_speed_there_and_nowhere_else(monkeypatch):
+    monkeypatch.setattr("bigmap.estimates.count_cores", lambda: 4)
+    trial = Trial(side_px=64, dates=12, threads=2, seconds=0.5, core_s=7200.0)
+    here = estimate(LocalCluster(workers=2), gflop=1e9, trial=trial)
+    work_s = 7200 + READ_CORE_S * 1000 + (WRITE_CORE_S + FINISH_CORE_S) * 2000
+    overviews_s = OVERVIEW_CORE_S * 2000 * 4 / 3
+    assert here.hours == pytest.approx(((work_s + overviews_s) / 4 + START_S) / 3600)
+    assert estimate(CPU, gflop=4800.0, trial=trial) == estimate(CPU, gflop=4800.0)
+
+
+def test_a_small_map_takes_as_long_as_its_workers_take_to_start():
+    nothing = replace(WORK, read_gb=0, samples=0, output_px=0, date_px=0)
+    found = _estimate_cluster(
+        "x", LocalCluster(workers=1), ModelLoad(0.0, "float32"), nothing, mb_s=1e9, measured=None,
+        price=None, wants_cpu=False,
+    )  # fmt: skip
+    assert found.hours == pytest.approx(START_S / 3600)
+
+
+@pytest.mark.parametrize(
+    ("gflop_per_km2", "multiple_px", "side_px"),
+    [(0.0, 1, 192), (20.0, 8, 96), (439.0, 8, 32), (439.0, 32, 64)],
+)
+def test_a_heavy_model_is_tried_on_a_small_window(gflop_per_km2, multiple_px, side_px):
+    assert choose_trial_px(gflop_per_km2, multiple_px) == side_px
+
+
 def test_parts_of_a_map_add_up():
     total = Estimate.add([WORK, WORK])
     assert total.blocks == 20
@@ -91,4 +124,5 @@ def test_a_model_without_operations_has_hours_too(tmp_path, monkeypatch):
     assert by_name["recipe"].hours > 0.1
     assert np.isfinite(by_name["local-cuda"].cost)
     assert "0.0 TFLOP" in assumed[0]
+    assert any("tried on this machine: a window of 192 px" in line for line in assumed)
     assert json.dumps(assumed)
