@@ -104,8 +104,10 @@ def write_scenes(folder: Path, case: Case) -> Path:
         is_mask = band == "scl"
         values = np.full(side, 9, np.uint8) if is_mask else rng.integers(1100, 1356, side)
         if is_mask:
+            # Windows that see it, four or sixteen and more, fill a batch.
+            clear_px = 60 if case.batch_windows <= 4 else 300
             for first in (0, case.cell_px):
-                values[MARGIN_PX + 100 :, MARGIN_PX + first + 100 :][:60, :60] = 4
+                values[MARGIN_PX + 100 :, MARGIN_PX + first + 100 :][:clear_px, :clear_px] = 4
         with rasterio.open(
             file, "w", driver="GTiff", height=side[0], width=side[1], count=1, nodata=0,
             crs=f"EPSG:{EPSG}", dtype="uint8" if is_mask else "uint16", transform=transform,

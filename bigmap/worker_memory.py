@@ -19,7 +19,7 @@ KEPT_BYTES = 150e6
 """What the C library keeps of freed memory: up to 0.27 GB, :data:`bigmap.machine.ALLOCATOR`."""
 HEAP_SHARE = 1.2
 """What the heap takes for each byte of arrays in use; the rest lies in holes between them."""
-PASS_SHARE = 1.5
+PASS_SHARE = 1.6
 """The same of a pass, whose tensors have many sizes: 1.03 to 1.8 measured, less where they are
 large."""
 PREPARED_BYTES = 18
