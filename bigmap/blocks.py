@@ -46,6 +46,8 @@ class BlockJob:
     on_error: Literal["fail", "drop-date"] = "fail"
     access: Access = Access()
     read_threads: int = 8
+    watch_versions: bool = True
+    """Whether to note which versions of files are read."""
 
     @property
     def engine(self) -> Engine:
@@ -117,7 +119,8 @@ def run_block(job: BlockJob, block: ROI, rows: Sequence[ItemRow]) -> BlockRecord
         If the run belongs to another driver by now.
     """
     timings = Timings()
-    cells = _CellReads(job, job.reader(rows), timings, block)
+    reader = replace(job.reader(rows), versions={} if job.watch_versions else None)
+    cells = _CellReads(job, reader, timings, block)
     layers = job.engine.predict(
         block,
         cells,
@@ -148,6 +151,7 @@ def run_block(job: BlockJob, block: ROI, rows: Sequence[ItemRow]) -> BlockRecord
         },
         worker=socket.gethostname(),
         finished=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        versions=reader.sum_up_versions(),
     )
 
 

@@ -14,7 +14,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any, ClassVar, Literal
 
@@ -69,6 +69,10 @@ class BlockRecord:
     """UTC, ISO 8601."""
     reused: str | None = None
     """The earlier map from which the block was copied."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Checksums of the versions of items' files, of those that no earlier block has read."""
+    replaced: tuple[str, ...] = ()
+    """Items whose files are others than an earlier block has read."""
 
     def to_json(self) -> str:
         """Return the record as one line."""
@@ -100,6 +104,11 @@ def add_km2(records: Iterable[BlockRecord]) -> tuple[float, Counter[str]]:
     return mapped, without
 
 
+def list_replaced(records: Iterable[BlockRecord]) -> tuple[str, ...]:
+    """Return the items whose files were replaced while a run went on."""
+    return tuple(sorted({item for record in records for item in record.replaced}))
+
+
 class Ledger:
     """Append-only store of block records; the newest record of a block counts.
 
@@ -120,6 +129,8 @@ class Ledger:
         self.first_term = first_term
         self.unwritten: list[BlockRecord] = []
         self.flushed = time.monotonic()
+        self.versions: dict[str, str] = {}
+        """Of the items' files as they were first read, as far as records were read or added."""
         self.damage: list[str] = []
         """Sentences about segments that could not be read whole; their blocks are done again."""
         own = (_place(path) for path in self._files() if _place(path)[0] == self.term)
@@ -130,12 +141,28 @@ class Ledger:
         """Of the lease under which it is written."""
         return self.lease.term if self.lease else 0
 
-    def append(self, record: BlockRecord) -> None:
-        """Add a record; it is on disk after the next flush."""
+    def append(self, record: BlockRecord) -> BlockRecord:
+        """Add a record; it is on disk after the next flush.
+
+        Returns
+        -------
+        BlockRecord
+            As it is kept: with the versions of files that are new, and the items that are not what
+            earlier blocks have read.
+        """
+        known = self.versions
+        others = {name for name, sum_ in record.versions.items() if known.get(name, sum_) != sum_}
+        record = replace(
+            record,
+            versions={name: v for name, v in record.versions.items() if name not in known},
+            replaced=tuple(sorted({name.removesuffix(" bands") for name in others})),
+        )
+        known.update(record.versions)
         self.unwritten.append(record)
         if len(self.unwritten) >= FLUSH_RECORDS:
             self.flush()
         self.flush_late()
+        return record
 
     def flush_late(self) -> None:
         """Write what has waited for long: the next record may be hours away."""
@@ -209,7 +236,12 @@ class Ledger:
 
     def latest(self) -> dict[str, BlockRecord]:
         """Return the newest record of each block."""
-        return {record.block: record for record in self.records()}
+        newest = {}
+        for record in self.records():
+            newest[record.block] = record
+            for name, version in record.versions.items():
+                self.versions.setdefault(name, version)
+        return newest
 
     def mend(self) -> list[str]:
         """Keep what can be read of damaged segments; returns what was found, for people."""

@@ -204,6 +204,8 @@ class Plan:
             on_error=recipe.reading.on_error,
             access=Access(**recipe.source.access.model_dump()),
             read_threads=self._read_threads(),
+            # Simulated scenes that the cache has lost are written again, to the same bytes.
+            watch_versions=not isinstance(recipe.source, SimulatedSource),
         )
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,6 +15,7 @@ from bigmap.ledger import BlockRecord
 from bigmap.planning import Plan
 
 LINE_EVERY_S = 15.0
+SHOWN_ITEMS = 3
 STATES = ("done", "empty", "degraded", "failed")
 
 
@@ -58,6 +59,8 @@ class ProgressReporter:
         self.mapped_km2 += record.mapped_km2
         if record.error:
             self.note(f"block {record.block} failed: {record.error}")
+        for item in record.replaced:
+            self.note(f"block {record.block} read other files of {item} than blocks before it")
         for dropped in record.dropped:
             self.note(f"block {record.block} without date {dropped}")
         if self.live is not None:
@@ -154,6 +157,15 @@ def describe_without(without_data_km2: Mapping[str, float]) -> str:
     )
     total = f"{format_km2(sum(without_data_km2.values()))} km² without data"
     return f"{total}: {parts}" if parts else total
+
+
+def describe_replaced(replaced: Sequence[str]) -> str:
+    """Say which items were replaced amid a run, and what to do."""
+    shown = ", ".join(replaced[:SHOWN_ITEMS]) + ("..." if len(replaced) > SHOWN_ITEMS else "")
+    return (
+        f"{len(replaced)} items were replaced since the run began ({shown}): the map mixes their "
+        "versions; start again with --overwrite"
+    )
 
 
 def format_km2(km2: float) -> str:

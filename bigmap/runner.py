@@ -43,7 +43,7 @@ from bigmap.grid import ROI
 from bigmap.inference import limit_threads
 from bigmap.items import ItemRow, ItemTable
 from bigmap.lease import Lease
-from bigmap.ledger import FAILED, UNREAD, BlockRecord, Ledger, add_km2
+from bigmap.ledger import FAILED, UNREAD, BlockRecord, Ledger, add_km2, list_replaced
 from bigmap.planning import Plan
 from bigmap.redaction import redact
 from bigmap.reuse import copy_unchanged
@@ -134,6 +134,8 @@ class RunSummary:
     missing_shards: tuple[str, ...] = ()
     has_overviews: bool = True
     failures: tuple[tuple[str, str], ...] = ()
+    replaced: tuple[str, ...] = ()
+    """Items whose files were replaced since the run began, so that the map mixes two."""
 
     @property
     def missing(self) -> int:
@@ -142,11 +144,11 @@ class RunSummary:
 
     @property
     def exit_code(self) -> int:
-        """0 done, 3 some blocks failed or no pixel has a value, 75 stopped early."""
+        """0 done, 3 not all is as it should be, 75 stopped early."""
         if self.stopped:
             return 75
         is_whole = self.has_overviews and not (self.failures or self.missing_shards or self.missing)
-        return 0 if is_whole and not self.is_blank else 3
+        return 0 if is_whole and not (self.is_blank or self.replaced) else 3
 
     @property
     def is_blank(self) -> bool:
@@ -594,7 +596,7 @@ class BlockDriver:
         self.suspects.append((block, attempt))
 
     def _record(self, record: BlockRecord) -> None:
-        self.ledger.append(record)
+        record = self.ledger.append(record)
         self.summary.sent += 1
         self.summary.mapped_km2 += record.mapped_km2
         self.summary.seconds.update(record.seconds)
@@ -649,6 +651,7 @@ def _audit(summary: RunSummary, folder: RunFolder, ledger: Ledger) -> None:
         if record.state == "failed"
     )  # fmt: skip
     summary.whole_mapped_km2, summary.without_data_km2 = add_km2(records.values())
+    summary.replaced = list_replaced(records.values())
     summary.has_overviews = folder.has_overviews()
     summary.missing_shards = tuple(check_shards(folder.output, _shards_of(records.values())))
 

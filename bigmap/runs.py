@@ -21,7 +21,7 @@ from bigmap.errors import CatalogError, OutputError, RecipeError
 from bigmap.files import is_local, list_names, list_numbered, locate, storage_errors
 from bigmap.grid import ROI, Area
 from bigmap.lease import LEASE_FILE, LEASE_FOLDER, Lease, LeaseState, read_lease
-from bigmap.ledger import BlockRecord, Ledger, add_km2
+from bigmap.ledger import BlockRecord, Ledger, add_km2, list_replaced
 from bigmap.planning import Plan
 from bigmap.store import METADATA, ShardKey, check_shards, has_map, remove_store
 
@@ -574,6 +574,8 @@ class RunStatus:
     """Blocks that are recorded, but whose objects are not there as they were written."""
     damage: tuple[str, ...] = ()
     """Sentences about segments of the ledger that cannot be read whole."""
+    replaced: tuple[str, ...] = ()
+    """Items whose files were replaced since the run began."""
 
     @property
     def missing(self) -> int:
@@ -633,6 +635,7 @@ def read_status(output: str) -> RunStatus:
         has_map=is_running or has_map(folder.output, _list_arrays(records)),
         lost=() if is_running else list_lost_blocks(folder.output, records),
         damage=tuple(ledger.damage),
+        replaced=list_replaced(records),
     )
 
 
@@ -684,4 +687,5 @@ def _read_zones(folder: RunFolder, zones: Mapping[str, int]) -> RunStatus:
         has_map=all(status.has_map for status in found.values()),
         lost=tuple(f"{group}/{name}" for group, status in found.items() for name in status.lost),
         damage=tuple(each for status in found.values() for each in status.damage),
+        replaced=tuple(sorted({each for status in found.values() for each in status.replaced})),
     )

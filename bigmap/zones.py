@@ -254,6 +254,7 @@ def add_summary(total: RunSummary, summary: RunSummary, group: str) -> RunSummar
         summary,
         missing_shards=tuple(f"{group}/{key}" for key in summary.missing_shards),
         failures=tuple((f"{group}/{block}", error) for block, error in summary.failures),
+        replaced=tuple(each for each in summary.replaced if each not in total.replaced),
     )
     either: dict[str, Any] = {
         "stopped": total.stopped or named.stopped,

@@ -60,6 +60,7 @@ from bigmap.planning import (
 from bigmap.progress import (
     ProgressReporter,
     StageProgress,
+    describe_replaced,
     describe_slowest,
     describe_without,
     format_duration,
@@ -177,8 +178,8 @@ def run_command(
 ) -> None:
     """Make a map.
 
-    Exit code 0: done; 3: some blocks failed, or no pixel has a value; 75: stopped, go on with
-    --resume.
+    Exit code 0: done; 3: blocks failed, no pixel has a value, or a scene was replaced; 75: stopped,
+    go on with --resume.
     """
     extra = [f"output.path={output}"] if output else []
     extra += [f"cluster.workers={workers}"] if workers else []
@@ -409,6 +410,8 @@ def show_summary(console: Console, summary: RunSummary, output: str) -> None:
         f"{rate:,.0f} km²/h, {describe_slowest(summary.seconds)}"
     )
     console.print(describe_without(summary.without_data_km2))
+    if summary.replaced:
+        console.print(describe_replaced(summary.replaced), markup=False)
     if summary.states["degraded"]:
         console.print(
             f"{summary.states['degraded']} blocks lack dates that could not be read: try them "
@@ -421,7 +424,7 @@ def show_summary(console: Console, summary: RunSummary, output: str) -> None:
             "empty: no pixel has a value; check area, source.start, source.end, source.mask and "
             "dates.min_clear_percent"
         )
-    elif summary.exit_code:
+    elif summary.exit_code and not summary.replaced:
         console.print("incomplete: do the rest with the same command and --resume")
     console.print(f"map: {output}", markup=False)
 
@@ -449,6 +452,8 @@ def show_status(console: Console, status: RunStatus) -> None:
     for block, error in status.failures[:10]:
         console.print(f"failed: {block}: {error}", markup=False)
     console.print(describe_without(status.without_data_km2))
+    if status.replaced:
+        console.print(describe_replaced(status.replaced), markup=False)
 
 
 def summary_dict(summary: RunSummary, output: str) -> dict[str, Any]:

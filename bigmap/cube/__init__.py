@@ -23,8 +23,9 @@ import xarray as xr
 from bigmap import grid
 from bigmap.cube.loaders import LOADERS, bounds_on
 from bigmap.cube.pixels import BANDS, MaskPixels
-from bigmap.cube.reading import Access, RasterReader
+from bigmap.cube.reading import Access, Claim, RasterReader
 from bigmap.cube.resampling import TargetGrid
+from bigmap.cube.versions import find_version, sum_up_versions
 from bigmap.grid import ROI, Lattice
 from bigmap.items import ItemRow
 from bigmap.quality import NO_DATA, MaskRule, mosaic_first, read_mask
@@ -69,6 +70,8 @@ class CubeReader:
     loader: Literal["stackstac", "odc-stac"] = "stackstac"
     access: Access = Access()
     threads: int = 8
+    versions: dict[str, str | None] | None = None
+    """Gathers the versions of the files that are read, by href; None where nobody asks."""
 
     @property
     def days(self) -> tuple[dt.date, ...]:
@@ -172,9 +175,26 @@ class CubeReader:
             resampling="nearest" if is_mask else self.resampling,
             expected=MaskPixels(self.mask) if is_mask else BANDS,
             access=self.access,
+            claims={
+                row.assets[name].href: Claim(row.epsg, row.bounds)
+                for row in rows
+                for name in assets
+            },
+            on_read=self._note_version if self.versions is not None else None,
         )
         chunk = chunk_px or max(grid.shape_of(roi))
         return LOADERS[self.loader](rows, assets, reader, self.lattice, roi, chunk)
+
+    def _note_version(self, href: str) -> None:
+        assert self.versions is not None
+        if href not in self.versions:
+            self.versions[href] = find_version(href, self.access)
+
+    def sum_up_versions(self) -> dict[str, str]:
+        """Return checksums of the versions of the items' files that were read."""
+        first = self.mask.asset or self.bands[0]
+        assets = (first, *(band for band in self.bands if band != first))
+        return sum_up_versions(self.rows, self.versions or {}, assets)
 
 
 def mosaic_items(

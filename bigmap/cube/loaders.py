@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,7 +19,7 @@ from pyproj import CRS, Transformer
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
-from bigmap.cube.reading import RasterReader
+from bigmap.cube.reading import CLAIM_MARGIN_M, RasterReader
 from bigmap.grid import ROI, Lattice
 from bigmap.items import ItemRow
 
@@ -57,6 +58,10 @@ class _ReaderFactory:
 
     def __init__(self, reader: RasterReader) -> None:
         self.reader = reader
+
+    def __dask_tokenize__(self) -> str:
+        """Return any name: Dask would pickle the reader for one, and nothing is shared by it."""
+        return uuid.uuid4().hex
 
     def __call__(self, **settings: Any) -> _StackstacReader:
         return _StackstacReader(self.reader, **settings)
@@ -115,7 +120,7 @@ def bounds_on(crs: str, epsg: int, bounds: Bounds) -> Bounds:
         *bounds, densify_pts=EDGE_POINTS
     )
     # The kernel reaches over the edge, and the edge is curved between the points.
-    margin_m = 500.0
+    margin_m = CLAIM_MARGIN_M
     return left - margin_m, bottom - margin_m, right + margin_m, top + margin_m
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -33,6 +33,9 @@ from bigmap.grid import ROI
 from bigmap.signing import sign_href
 
 ALIGNED_TOLERANCE_PX = 1e-4
+CLAIM_MARGIN_M = 500.0
+"""How far beyond the place that an item gives its files are looked for."""
+CLAIM_EDGE_POINTS = 21
 DRIVERS = ["GTiff", "JP2OpenJPEG"]
 """What is opened. Formats such as VRT name other files, also local ones, whose bytes would pass
 for pixels."""
@@ -80,6 +83,15 @@ class Access:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """Where an item says that its files lie."""
+
+    epsg: int
+    bounds: tuple[float, float, float, float]
+    """Left, bottom, right, top in metres."""
+
+
+@dataclass(frozen=True)
 class RasterReader:
     """Reads one kind of files, bands or masks, onto a grid."""
 
@@ -89,6 +101,10 @@ class RasterReader:
     expected: Pixels
     """What the files hold."""
     access: Access = Access()
+    claims: Mapping[str, Claim] = field(default_factory=dict)
+    """Where items say that their files lie, by href."""
+    on_read: Callable[[str], None] | None = None
+    """Told of each file that was read."""
 
     @property
     def dtype(self) -> str:
@@ -121,12 +137,17 @@ class RasterReader:
             If the file is missing, holds other than what is expected, or cannot be read after all
             retries.
         """
-        return use_raster(href, self.access, partial(self._place, roi=roi, href=href))
+        pixels = use_raster(href, self.access, partial(self._place, roi=roi, href=href))
+        if self.on_read is not None:
+            self.on_read(href)
+        return pixels
 
     def _place(self, dataset: DatasetReader, *, roi: ROI, href: str) -> npt.NDArray[Any]:
         """Bring an open file onto the grid."""
         check_file(dataset, self.expected, href)
         source, parts = grid_of(dataset), staged_parts_of(dataset)
+        if href in self.claims:
+            _check_claim(source, self.claims[href], href)
 
         def read(rows: slice, cols: slice) -> npt.NDArray[Any]:
             if parts is not None and not covers(parts, (rows, cols)):
@@ -237,6 +258,29 @@ def open_raster(href: str, access: Access, *, fresh: bool = False) -> Iterator[D
 def grid_of(dataset: Any) -> FileGrid:
     """Return where the pixels of an open file lie."""
     return FileGrid(dataset.crs.to_wkt(), dataset.transform, dataset.shape)
+
+
+def _check_claim(source: FileGrid, claim: Claim, href: str) -> None:
+    """Refuse a file that is larger than its item says: it is not opened for what lies beyond."""
+    excess_m = find_excess_m(source, claim)
+    if excess_m > CLAIM_MARGIN_M:
+        raise ReadError(
+            f"{href}: reaches {excess_m:,.0f} m beyond the place that its item gives, so a part of "
+            "it would be left out; correct the item's proj:shape, proj:transform or geometry"
+        )
+
+
+@lru_cache(maxsize=4096)
+def find_excess_m(source: FileGrid, claim: Claim) -> float:
+    """Return how far a file reaches beyond a place, at the worst of its sides, in metres."""
+    (height, width), transform = source.shape, source.transform
+    corners = [transform * corner for corner in ((0, 0), (width, 0), (0, height), (width, height))]
+    xs, ys = zip(*corners, strict=True)
+    left, bottom, right, top = transformer_between(
+        source.crs, f"EPSG:{claim.epsg}"
+    ).transform_bounds(min(xs), min(ys), max(xs), max(ys), densify_pts=CLAIM_EDGE_POINTS)
+    west, south, east, north = claim.bounds
+    return float(max(west - left, south - bottom, right - east, top - north))
 
 
 def staged_parts_of(dataset: Any) -> list[ROI] | None:
