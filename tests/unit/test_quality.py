@@ -77,6 +77,19 @@ def test_what_is_no_probability_is_refused_unless_it_is_no_data(max_value, dtype
         assert classify(values, None, said).tolist() == [[CLEAR, NO_DATA]]
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [SCL, MaskRule("binary", "m", clear_values=(0,), nodata=255), MaskRule("bits", "m", bits=(1,))],
+)
+def test_bytes_become_the_states_of_wider_integers(rule):
+    values = np.random.default_rng(0).integers(0, 256, (40, 40))
+    has_data = values % 7 > 0
+    for known in (None, has_data):
+        ours = classify(values.astype(np.uint8), known, rule)
+        assert ours.dtype == np.uint8
+        assert np.array_equal(ours, classify(values.astype(np.int16), known, rule))
+
+
 def test_shares_that_are_nan_are_no_data():
     rule = MaskRule("probability", "cloud", max_percent=40, max_value=1)
     assert classify(np.array([0.1, np.nan]), None, rule).tolist() == [CLEAR, NO_DATA]
