@@ -23,6 +23,7 @@ import numpy.typing as npt
 import rasterio
 from rasterio.errors import CRSError, RasterioError, RasterioIOError
 from rasterio.io import DatasetReader
+from rasterio.transform import array_bounds
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from bigmap import grid
@@ -273,12 +274,9 @@ def _check_claim(source: FileGrid, claim: Claim, href: str) -> None:
 @lru_cache(maxsize=4096)
 def find_excess_m(source: FileGrid, claim: Claim) -> float:
     """Return how far a file reaches beyond a place, at the worst of its sides, in metres."""
-    (height, width), transform = source.shape, source.transform
-    corners = [transform * corner for corner in ((0, 0), (width, 0), (0, height), (width, height))]
-    xs, ys = zip(*corners, strict=True)
-    left, bottom, right, top = transformer_between(
-        source.crs, f"EPSG:{claim.epsg}"
-    ).transform_bounds(min(xs), min(ys), max(xs), max(ys), densify_pts=CLAIM_EDGE_POINTS)
+    extent = array_bounds(*source.shape, source.transform)
+    to_claim = transformer_between(source.crs, f"EPSG:{claim.epsg}")
+    left, bottom, right, top = to_claim.transform_bounds(*extent, densify_pts=CLAIM_EDGE_POINTS)
     west, south, east, north = claim.bounds
     return float(max(west - left, south - bottom, right - east, top - north))
 

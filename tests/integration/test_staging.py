@@ -73,7 +73,7 @@ def map_twice(raw, client, folder: Path, **options) -> tuple[dict[str, str], dic
     again = use_staged(again, moved)
     hrefs = [asset.href for row in again.catalogue.rows for asset in row.assets.values()]
     assert all(Path(href).is_relative_to(moved) for href in hrefs)
-    assert run_plan(again, client).exit_code == 0
+    assert run_plan(again, client, overwrite=True).exit_code == 0
     return expected, digest(raw["output"]["path"])
 
 
