@@ -274,9 +274,11 @@ def _check_claim(source: FileGrid, claim: Claim, href: str) -> None:
 @lru_cache(maxsize=4096)
 def find_excess_m(source: FileGrid, claim: Claim) -> float:
     """Return how far a file reaches beyond a place, at the worst of its sides, in metres."""
-    extent = array_bounds(*source.shape, source.transform)
     to_claim = transformer_between(source.crs, f"EPSG:{claim.epsg}")
-    left, bottom, right, top = to_claim.transform_bounds(*extent, densify_pts=CLAIM_EDGE_POINTS)
+    left, bottom, right, top = array_bounds(*source.shape, source.transform)
+    left, bottom, right, top = to_claim.transform_bounds(
+        left, bottom, right, top, densify_pts=CLAIM_EDGE_POINTS
+    )
     west, south, east, north = claim.bounds
     return float(max(west - left, south - bottom, right - east, top - north))
 
