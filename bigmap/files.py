@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from contextlib import suppress
@@ -49,6 +50,10 @@ def list_names(filesystem: Any, folder: str) -> list[str]:
         found = filesystem.ls(folder, detail=False)
     except FileNotFoundError:
         return []
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise
+        return []  # nothing can be there
     names = (str(path).rstrip("/").rpartition("/")[2] for path in found)
     return sorted(name for name in names if name)
 

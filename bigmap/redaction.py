@@ -92,7 +92,9 @@ def clean_href(href: str) -> str:
     """
     if "://" not in href:
         return href
-    place, hash_mark, fragment = _USER.sub(r"\1", href).partition("#")
+    while (bare := _USER.sub(r"\1", href)) != href:
+        href = bare  # what is left may look like a user again
+    place, hash_mark, fragment = href.partition("#")
     path, _, query = place.partition("?")
     path = re.sub(r"([;/])([^;/=]*)=[^;/]*", _drop_secret, path)
     is_signed = _SIGNING_HOSTS.search(place) is not None

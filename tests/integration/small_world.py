@@ -10,6 +10,8 @@ import numpy as np
 import rasterio
 import yaml
 from affine import Affine
+from rasterio.transform import array_bounds
+from rasterio.warp import transform_bounds
 
 SIDE_PX = 256
 TRANSFORM = Affine(10, 0, 300_000, 0, -10, 4_620_000)
@@ -46,7 +48,9 @@ def write_scenes(folder: Path, *, query: str = "") -> Path:
 
 def describe_scene(name: str, day: str, cloud: float, query: str) -> dict[str, Any]:
     """Describe a scene as Earth Search would."""
-    west, south, east, north = 0.59, 41.67, 0.63, 41.71
+    west, south, east, north = transform_bounds(
+        "EPSG:32631", "EPSG:4326", *array_bounds(SIDE_PX, SIDE_PX, TRANSFORM)
+    )
     ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
     return {
         "type": "Feature",

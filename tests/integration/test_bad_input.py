@@ -296,7 +296,7 @@ VECTORS = {
     "no CRS in parquet": ("a.parquet", BOX, None, "has no CRS"),
     "lines": ("a.gpkg", shapely.LineString(BOX.exterior), 4326, "holds no polygons"),
     "empty polygon": ("a.parquet", shapely.Polygon(), 4326, "holds no polygons"),
-    "wild numbers": ("a.gpkg", shapely.box(0, 41, 1, 1e9), 4326, "not made"),
+    "wild numbers": ("a.gpkg", shapely.box(0, 41, 1, 1e9), 4326, "it seems to hold metres"),
 }
 
 

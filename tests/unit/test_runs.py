@@ -99,9 +99,9 @@ def test_a_misspelt_bucket_is_not_made(monkeypatch):
     class NoBuckets:
         protocol = ("s3", "s3a")
 
-        def exists(self, path):
+        def info(self, path):
             asked.append(path)
-            return False
+            raise FileNotFoundError(path)
 
     asked: list[str] = []
     monkeypatch.setattr("bigmap.runs.locate", lambda place: (NoBuckets(), place[5:]))
