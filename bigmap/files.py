@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import uuid
 from contextlib import suppress
@@ -79,6 +80,20 @@ def storage_errors() -> tuple[type[Exception], ...]:
 
         found.append(BotoCoreError)
     return tuple(found)
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Parse JSON that others may have written or damaged.
+
+    Raises
+    ------
+    ValueError
+        If it is none, whatever is wrong with it; nested too deep is wrong, too.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def write_atomically(filesystem: Any, path: str, data: bytes | memoryview) -> None:

@@ -23,6 +23,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bigmap.files import parse_json
+
 BANDS = (
     "coastal", "blue", "green", "red", "rededge1", "rededge2", "rededge3",
     "nir", "nir08", "nir09", "cirrus", "swir16", "swir22",
@@ -319,5 +321,5 @@ def parse_layout(layout: str) -> tuple[bool, tuple[tuple[Any, ...], ...]]:
     Each is name, end of the href with :data:`STEM` in it, height and width in pixels, and the six
     coefficients of its transform.
     """
-    is_relative, entries = json.loads(layout)
+    is_relative, entries = parse_json(layout)
     return is_relative, tuple(tuple(entry) for entry in entries)

@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from bigmap.errors import LeaseError, OutputError
-from bigmap.files import list_numbered, locate, make_folder, storage_errors, write_atomically
+from bigmap.files import (
+    list_numbered,
+    locate,
+    make_folder,
+    parse_json,
+    storage_errors,
+    write_atomically,
+)
 
 HEARTBEAT_S = 10.0
 LEASE_FOLDER = "lease"
@@ -298,7 +305,7 @@ def _read_patiently(filesystem: Any, root: str) -> tuple[int, bytes | None]:
 def _parse(content: bytes | None) -> LeaseState | None:
     """Return what a lease says; None where it is half written or damaged."""
     try:
-        raw = json.loads(content or b"")
+        raw = parse_json(content or b"")
         return LeaseState(
             owner=str(raw["owner"]), host=str(raw["host"]), pid=int(raw["pid"]),
             renewed=float(raw["renewed"]), released=bool(raw.get("released", False)),

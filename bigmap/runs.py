@@ -18,7 +18,7 @@ import shapely
 from bigmap.catalog import Catalogue, is_saved_catalogue, load_items, save_items
 from bigmap.config import ZONE_GROUP, Recipe, parse_recipe, parse_yaml
 from bigmap.errors import CatalogError, OutputError, RecipeError
-from bigmap.files import is_local, list_names, list_numbered, locate, storage_errors
+from bigmap.files import is_local, list_names, list_numbered, locate, parse_json, storage_errors
 from bigmap.grid import ROI, Area
 from bigmap.lease import LEASE_FILE, LEASE_FOLDER, Lease, LeaseState, read_lease
 from bigmap.ledger import BlockRecord, Ledger, add_km2, list_replaced
@@ -221,7 +221,7 @@ class RunFolder:
     def _read_area(self) -> Area:
         return self._read(
             "area.json",
-            lambda content: Area(tuple(shapely.from_wkb(part) for part in json.loads(content))),
+            lambda content: Area(tuple(shapely.from_wkb(part) for part in parse_json(content))),
         )
 
     def _read(self, name: str, parse: Callable[[bytes], T]) -> T:
@@ -236,7 +236,7 @@ class RunFolder:
             return first == 0 and bool(filesystem.exists(f"{root}/{OVERVIEWS}.json"))
         term, path = marks[-1]
         try:
-            mark = json.loads(filesystem.cat_file(path))
+            mark = parse_json(filesystem.cat_file(path))
         except (OSError, ValueError):
             return False
         return bool(term >= first and mark == {"complete": True})
@@ -354,7 +354,7 @@ def read_file(path: str, folder: str, parse: Callable[[bytes], T]) -> T:
         return parse(bytes(filesystem.cat_file(path)))
     except FileNotFoundError:
         raise OutputError(f"{path}: is missing; {RESTORE}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, RecipeError,
+    except (ValueError, TypeError, KeyError, AttributeError, RecipeError,
             shapely.GEOSException) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:200]
         raise OutputError(f"{path}: is damaged ({reason}); {RESTORE}") from None
@@ -367,7 +367,7 @@ def _parse_recipe(content: bytes, *, file: str) -> Recipe:
 
 
 def _parse_fingerprint(content: bytes) -> dict[str, Any]:
-    stored = json.loads(content)
+    stored = parse_json(content)
     if not isinstance(stored["blocks"], int) or not isinstance(stored.get("zones", {}), dict):
         raise TypeError("it does not tell the blocks")
     found: dict[str, Any] = stored
@@ -375,7 +375,7 @@ def _parse_fingerprint(content: bytes) -> dict[str, Any]:
 
 
 def _parse_attributes(content: bytes) -> dict[str, Any]:
-    return dict(json.loads(content)["attributes"])
+    return dict(parse_json(content)["attributes"])
 
 
 def check_run_folder(path: str, kind: str, *, signs: Collection[str]) -> None:
@@ -400,7 +400,7 @@ def check_run_folder(path: str, kind: str, *, signs: Collection[str]) -> None:
     if names <= {LEASE_FOLDER, LEASE_FILE}:
         return
     if MARK in names:
-        found = read_file(f"{root}/{MARK}", path, json.loads)
+        found = read_file(f"{root}/{MARK}", path, parse_json)
         is_own = isinstance(found, dict) and found.get("kind") == kind
     else:
         is_own = set(signs) <= names

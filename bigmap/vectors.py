@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 import unicodedata
@@ -29,6 +28,7 @@ from pyproj.exceptions import ProjError
 from shapely.errors import ShapelyError
 
 from bigmap.errors import BigmapError
+from bigmap.files import parse_json
 
 # What GDAL remarks while it reads (measures that are dropped, for example) changes no polygon, and
 # coordinates that are no numbers are refused below.
@@ -308,7 +308,7 @@ def _load_parquet(file: str, stamp: float) -> gpd.GeoDataFrame:
     content = (stored.schema.metadata or {}).get(b"geo")
     if content is None:
         raise ValueError("it has no geo metadata: write it as GeoParquet, with its CRS")
-    facts = json.loads(content)
+    facts = parse_json(content)
     name = facts.get("primary_column") if isinstance(facts, dict) else None
     if name not in stored.schema.names:
         raise ValueError(f"its geo metadata name the column {name}, which it lacks")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 from bigmap.catalog.hrefs import join_href
 from bigmap.catalog.malformed import MALFORMED
 from bigmap.errors import CatalogError
-from bigmap.files import storage_errors
+from bigmap.files import parse_json, storage_errors
 
 RawItem = tuple[Any, str | None]
 """What should be an item, and the file or URL that it came from."""
@@ -119,8 +118,8 @@ def read_json(path: str) -> Any:
     except storage_errors() as error:
         raise CatalogError(f"{path} cannot be read ({error}); correct source.files") from error
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
+        return parse_json(content)
+    except ValueError as error:
         raise CatalogError(f"{path} is not JSON ({error}); correct source.files") from error
 
 

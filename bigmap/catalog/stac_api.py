@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from urllib3.util.retry import Retry
 from bigmap.catalog.malformed import MALFORMED
 from bigmap.config import StacApiSource
 from bigmap.errors import CatalogError
+from bigmap.files import parse_json
 
 PAGE_ITEMS = 100
 CONNECT_TIMEOUT_S = 5.0
@@ -116,12 +116,12 @@ class PatientStacIO(StacApiIO):
     ) -> str:
         try:
             text = super().request(href, method, headers, parameters)
-            answer = json.loads(text)
+            answer = parse_json(text)
         except APIError as error:
             if isinstance(error.__context__, ChunkedEncodingError):
                 raise BrokenAnswerError(href) from error
             raise
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise BrokenAnswerError(href) from error
         if not isinstance(answer, dict):
             raise BrokenAnswerError(href)

@@ -27,7 +27,7 @@ from bigmap.catalog.parsing import DECIDED_SHIFT
 from bigmap.catalog.projection import Bounds, footprint_of, is_metric
 from bigmap.catalog.sources import without_nulls
 from bigmap.errors import CatalogError, OutputError
-from bigmap.files import locate, storage_errors, write_atomically
+from bigmap.files import locate, parse_json, storage_errors, write_atomically
 from bigmap.items import SCHEMA, STEM, ItemRow, ItemTable, pack_assets, parse_layout
 from bigmap.radiometry import OFFSET_DN
 from bigmap.redaction import clean_href
@@ -283,7 +283,7 @@ def load_items(path: str) -> Catalogue:
             names = [name for name in _COLUMNS if name in schema.names]
             repeated = [name for name in _REPEATED if name in names]
             with pq.ParquetFile(file, read_dictionary=repeated) as stored:
-                audit = _audit_from(json.loads(schema.metadata[_AUDIT_KEY]))
+                audit = _audit_from(parse_json(schema.metadata[_AUDIT_KEY]))
                 rows = _to_table(_resolve_folders(stored.read(columns=names), path))
             _check_rows(rows)
     except FileNotFoundError as error:

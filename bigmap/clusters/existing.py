@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import ssl
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from distributed.utils import silence_logging_cmgr
 
 from bigmap.config import ExistingCluster
 from bigmap.errors import ClusterError
+from bigmap.files import parse_json
 
 CONNECT_LIMIT_S = 20
 
@@ -46,7 +46,7 @@ def connect(settings: ExistingCluster) -> Iterator[Client]:
 def _read_address(settings: ExistingCluster) -> str:
     file = Path(settings.scheduler_file or "")
     try:
-        address = str(json.loads(file.read_text(encoding="utf-8"))["address"])
+        address = str(parse_json(file.read_bytes())["address"])
         settings.check_address(address)
     except (OSError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or error

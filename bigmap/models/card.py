@@ -45,6 +45,7 @@ from pystac.extensions.mlm import (
 from pystac.extensions.raster import DataType
 
 from bigmap.errors import ModelError
+from bigmap.files import parse_json
 from bigmap.models.base import ClassEntry, MapModel, ModelSpec, OptionValue
 from bigmap.models.layers import BandStatistics, count_parameters
 
@@ -192,7 +193,7 @@ def read_card(weights: str | Path) -> ModelCard:
             "unknown; bigmap models import writes one"
         )
     try:
-        card = parse_card(json.loads(file.read_text()), origin=str(file))
+        card = parse_card(parse_json(file.read_bytes()), origin=str(file))
     except _CARD_ERRORS as error:
         reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
         raise ModelError(f"model.weights: {file}: is not a model card ({reason})") from None

@@ -27,7 +27,7 @@ from bigmap.chips import (
 from bigmap.clusters.mapping import map_on
 from bigmap.config import SamplesConfig
 from bigmap.errors import SamplesError
-from bigmap.files import write_atomically
+from bigmap.files import parse_json, write_atomically
 from bigmap.runs import RunFolder
 from bigmap.samples.candidates import ChipLattice, choose_chips
 from bigmap.samples.cutting import PARTS
@@ -126,7 +126,7 @@ def _read_index(
     refused: Counter[str] = Counter()
     for key in sorted(keys):
         table = pq.read_table(io.BytesIO(filesystem.cat_file(f"{root}/{key}")))
-        refused.update(json.loads((table.schema.metadata or {}).get(b"refused", b"{}")))
+        refused.update(parse_json((table.schema.metadata or {}).get(b"refused", b"{}")))
         tables.append(table.replace_schema_metadata(None))
     if not sum(len(table) for table in tables):
         reasons = ", ".join(f"{count} with {why}" for why, count in refused.items())

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bigmap.errors import ModelError, TrainingError
-from bigmap.files import write_and_sync
+from bigmap.files import parse_json, write_and_sync
 from bigmap.lease import LEASE_FOLDER
 from bigmap.models import MapModel, Training, save_weights
 from bigmap.models.checkpoint import read_pickle
@@ -77,7 +77,7 @@ class TrainingFolder:
         if not self.path.exists():
             return False  # weights from elsewhere
         try:
-            return bool(json.loads(self.summary.read_text(encoding="utf-8"))["stopped"])
+            return bool(parse_json(self.summary.read_bytes())["stopped"])
         except (OSError, ValueError, KeyError, TypeError):
             return True
 
@@ -121,7 +121,7 @@ class TrainingFolder:
         """
         try:
             content = read_pickle(self.checkpoint)
-            version, stored = content["version"], json.loads(content["fingerprint"])
+            version, stored = content["version"], parse_json(content["fingerprint"])
         except (ModelError, ValueError, KeyError, TypeError):
             raise TrainingError(
                 f"{self.checkpoint}: is no checkpoint that can be read; start again with "

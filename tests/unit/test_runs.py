@@ -281,3 +281,12 @@ def test_a_link_out_of_an_earlier_map_is_not_followed(finished, plan, tmp_path):
     file.symlink_to(tmp_path / "secret")
     assert _copy(plan, before, candidate) is None
     lease.release()
+
+
+@pytest.mark.parametrize("mark", [b"[" * 2_000, b"{", b"\xff", b"1" * 5_000, b"[]"])
+def test_a_damaged_mark_of_overviews_does_not_call_them_complete(finished, mark):
+    _, run = finished
+    assert run.has_overviews()
+    (file,) = (Path(run.path) / "overviews").iterdir()
+    file.write_bytes(mark)
+    assert not run.has_overviews()
