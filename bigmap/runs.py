@@ -81,8 +81,7 @@ class RunFolder:
         OutputError
             If it cannot be told which of its segments are of this run.
         """
-        first = self._read_fingerprint().get("term", 0)
-        return Ledger(self.path, lease, first_term=first if isinstance(first, int) else 0)
+        return Ledger(self.path, lease, first_term=self._read_fingerprint()["term"])
 
     def exists(self) -> bool:
         """Tell whether a run has been started here.
@@ -151,7 +150,7 @@ class RunFolder:
 
     def zones(self) -> dict[str, int]:
         """Return the groups of a map of several UTM zones, with their blocks; else nothing."""
-        return dict(self._read_fingerprint().get("zones", {}))
+        return dict(self._read_fingerprint()["zones"])
 
     def read_plan(self) -> tuple[ROI, Area, dict[str, Any]]:
         """Return the extent, the area and the other facts that the run was started with.
@@ -164,7 +163,7 @@ class RunFolder:
         stored = self._read_fingerprint()
         try:
             rows, cols = (slice(int(start), int(stop)) for start, stop in stored["extent"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             raise OutputError(
                 f"{self.path}: does not hold the area of its run, so its blocks cannot be reused"
             ) from None
@@ -208,10 +207,11 @@ class RunFolder:
         _, root = locate(self.output)
         attributes = read_file(f"{root}/zarr.json", self.output, _parse_attributes)
         place = attributes.get("spatial:transform"), attributes.get("spatial:shape")
+        model = attributes.get("bigmap:model")
         is_alike = place == (list(template.transform()), list(template.shape()))
         return {
             "area": hashlib.sha256(area).hexdigest(),
-            "weights": attributes.get("bigmap:model", {}).get("weights"),
+            "weights": model.get("weights") if isinstance(model, dict) else None,
             **{key: given[key] if is_alike else None for key in ("extent", "blocks")},
         }
 
@@ -231,7 +231,7 @@ class RunFolder:
         """Tell whether the overviews show the map as it is."""
         filesystem, root = locate(self.path)
         marks = list_numbered(filesystem, f"{root}/{OVERVIEWS}")
-        first = self._read_fingerprint().get("term", 0)
+        first = self._read_fingerprint()["term"]
         if not marks:
             return first == 0 and bool(filesystem.exists(f"{root}/{OVERVIEWS}.json"))
         term, path = marks[-1]
@@ -367,15 +367,18 @@ def _parse_recipe(content: bytes, *, file: str) -> Recipe:
 
 
 def _parse_fingerprint(content: bytes) -> dict[str, Any]:
-    stored = parse_json(content)
-    if not isinstance(stored["blocks"], int) or not isinstance(stored.get("zones", {}), dict):
-        raise TypeError("it does not tell the blocks")
-    found: dict[str, Any] = stored
+    found: dict[str, Any] = {"zones": {}, "term": 0} | parse_json(content)
+    for key, kind in (("blocks", int), ("zones", dict), ("term", int)):
+        if not isinstance(found[key], kind):
+            raise TypeError(f"its {key} are not of the kind {kind.__name__}")
     return found
 
 
 def _parse_attributes(content: bytes) -> dict[str, Any]:
-    return dict(parse_json(content)["attributes"])
+    found = parse_json(content)["attributes"]
+    if not isinstance(found, dict):
+        raise TypeError("its attributes are no object")
+    return found
 
 
 def check_run_folder(path: str, kind: str, *, signs: Collection[str]) -> None:

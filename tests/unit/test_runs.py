@@ -290,3 +290,33 @@ def test_a_damaged_mark_of_overviews_does_not_call_them_complete(finished, mark)
     (file,) = (Path(run.path) / "overviews").iterdir()
     file.write_bytes(mark)
     assert not run.has_overviews()
+
+
+@pytest.mark.parametrize("change", [{"term": [1]}, {"zones": []}, {"blocks": None}])
+def test_a_plan_whose_facts_are_of_another_kind_is_damaged(finished, change):
+    _, run = finished
+    file = Path(run.path) / "plan.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    (name,) = change
+    for read in (run.has_overviews, run.read_plan, run.zones, run.open_ledger):
+        with pytest.raises(OutputError, match=rf"plan\.json: is damaged \(its {name} are not"):
+            read()
+
+
+def test_an_extent_without_end_is_refused(finished):
+    _, run = finished
+    file = Path(run.path) / "plan.json"
+    content = json.loads(file.read_text()) | {"extent": [[0, float("inf")], [0, 8]]}
+    file.write_text(json.dumps(content))
+    with pytest.raises(OutputError, match="does not hold the area of its run"):
+        run.read_plan()
+
+
+@pytest.mark.parametrize("attributes", ["[[1, 2]]", '{"bigmap:model": "spinet"}'])
+def test_odd_attributes_of_a_map_are_not_its_own(finished, attributes):
+    plan, run = finished
+    (Path(run.path) / "plan.json").unlink()
+    (Path(run.output) / "zarr.json").write_text(f'{{"attributes": {attributes}}}')
+    run.check_removable()
+    with pytest.raises(OutputError, match=r"is damaged|its content is not what"):
+        run.check_plan(plan)
