@@ -24,6 +24,7 @@ import shapely
 from affine import Affine
 from rasterio.errors import RasterioError
 from rich.console import Console
+from shapely.errors import ShapelyError
 
 from bigmap import grid
 from bigmap.catalog import Catalogue, load_items, save_items
@@ -45,6 +46,7 @@ from bigmap.errors import (
     PlanError,
     StoppedError,
 )
+from bigmap.files import parse_json
 from bigmap.inference import Engine
 from bigmap.items import AssetRow, ItemRow, ItemTable
 from bigmap.lease import Lease
@@ -202,13 +204,16 @@ def verify_stage(folder: Path, *, jobs: int = JOBS) -> StageSummary:
     Raises
     ------
     CatalogError
-        If nothing was staged there.
+        If nothing was staged there, or the catalogue names files elsewhere.
     """
-    names = [
-        Path(asset.href).relative_to(folder.absolute()).as_posix()
-        for row in read_staged(folder).rows
-        for asset in row.assets.values()
-    ]
+    hrefs = [asset.href for row in read_staged(folder).rows for asset in row.assets.values()]
+    inside = f"{folder.absolute()}/"
+    if strange := [href for href in hrefs if not href.startswith(inside)]:
+        raise CatalogError(
+            f"{folder / ITEMS}: names {strange[0]}, which is not in its folder; run bigmap stage "
+            "again"
+        )
+    names = [href.removeprefix(inside) for href in hrefs]
     entries = _read_manifest(folder)
     with _run_threads(jobs) as (pool, _):
         faults = list(pool.map(lambda name: _find_fault(folder, name, entries.get(name)), names))
@@ -243,16 +248,16 @@ def use_staged(plan: Plan, folder: Path) -> Plan:
     Raises
     ------
     PlanError
-        If the folder was staged for another source, other bands or another area.
+        If the folder was staged for another source, other bands or another area, or its
+        ``stage.json`` is damaged.
     """
-    noted, wanted = json.loads((folder / NOTE).read_text()), _describe(plan)
+    noted, wanted = _read_note(folder), _describe(plan)
     for key in ("source", "mask", "crs"):
         if noted[key] != wanted[key]:
             raise _refuse(folder, f"another {key}")
-    if missing := set(wanted["bands"]) - set(noted["bands"]):
+    if missing := set(wanted["bands"]) - noted["bands"]:
         raise _refuse(folder, f"a model without the bands {', '.join(sorted(missing))}")
-    reach = shapely.from_wkt(noted["covers"]).buffer(ROUNDING_M, join_style="mitre")
-    if not reach.covers(shapely.from_wkt(wanted["covers"])):
+    if not noted["reach"].covers(shapely.from_wkt(wanted["covers"])):
         raise _refuse(folder, "a smaller area, or one elsewhere")
     staged = {_key(row): row.assets for row in read_staged(folder).rows}
     rows = []
@@ -261,6 +266,18 @@ def use_staged(plan: Plan, folder: Path) -> Plan:
             raise _refuse(folder, f"a catalogue without {row.id}")
         rows.append(replace(row, assets=staged[_key(row)]))
     return replace(plan, catalogue=replace(plan.catalogue, rows=ItemTable.of(rows)))
+
+
+def _read_note(folder: Path) -> dict[str, Any]:
+    """Return what was staged, its bands as a set and what it covers as a geometry."""
+    file = folder / NOTE
+    try:
+        note = parse_json(file.read_bytes())
+        reach = shapely.from_wkt(note["covers"]).buffer(ROUNDING_M, join_style="mitre")
+        plain = {key: note[key] for key in ("source", "mask", "crs")}
+        return plain | {"bands": set(note["bands"]), "reach": reach}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ShapelyError) as error:
+        raise PlanError(f"{file}: is damaged ({error}); run bigmap stage again") from None
 
 
 def _refuse(folder: Path, what: str) -> PlanError:
@@ -467,12 +484,12 @@ def _read_manifest(folder: Path) -> dict[str, _Entry]:
     """Return what was noted of each file; the last note counts."""
     path = folder / MANIFEST
     entries = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            entry = _Entry(**json.loads(line))
+            entry = _Entry(**parse_json(line))
+            entries[entry.file] = entry
         except (ValueError, TypeError):
             continue  # cut short when the machine stopped: the file is fetched again
-        entries[entry.file] = entry
     return entries
 
 

@@ -12,8 +12,9 @@ import rasterio
 
 import bigmap
 from bigmap import cli, staging
+from bigmap.catalog import save_items
 from bigmap.config import parse_recipe, parse_yaml
-from bigmap.errors import OutputError, PlanError
+from bigmap.errors import CatalogError, OutputError, PlanError
 from bigmap.lease import Lease, read_lease
 from bigmap.runner import run_plan
 from bigmap.staging import read_staged, stage_plan, use_staged, verify_stage
@@ -220,3 +221,30 @@ def test_a_run_refuses_what_was_staged_for_something_else(scenes, tmp_path):
         lease.release()
     (next(folder.glob("scenes/*/nir-*.tif"))).unlink()
     assert [reason for _, reason in verify_stage(folder).failures] == ["is missing"]
+
+
+def test_a_damaged_note_of_what_was_staged_is_told(scenes, tmp_path):
+    plan = bigmap.plan(parse_recipe(make_raw(scenes, tmp_path / "map.zarr")))
+    folder = tmp_path / "staged"
+    folder.mkdir()
+    note = staging._describe(plan)
+    changed = [json.dumps(note | change).encode()
+               for change in ({"covers": "POINT"}, {"covers": None}, {"bands": [[]]})]  # fmt: skip
+    for content in (b"", b"{", b"\xff", b"[" * 2_000, b"[]", b"{}", *changed):
+        (folder / "stage.json").write_bytes(content)
+        with pytest.raises(PlanError, match=r"stage\.json: is damaged \(.+\); run bigmap stage"):
+            use_staged(plan, folder)
+
+
+@pytest.mark.parametrize("line", [b"\xff", b"{", b"[" * 2_000, b"null", b"{}"])
+def test_a_damaged_line_of_the_manifest_counts_as_not_fetched(tmp_path, line):
+    (tmp_path / "manifest.jsonl").write_bytes(line + b"\n")
+    assert staging._read_manifest(tmp_path) == {}
+
+
+def test_a_catalogue_of_files_elsewhere_is_no_stage(scenes, tmp_path):
+    plan = bigmap.plan(parse_recipe(make_raw(scenes, tmp_path / "map.zarr")))
+    save_items(plan.catalogue, str(tmp_path / "items.parquet"))
+    (tmp_path / "stage.json").write_text("{}")
+    with pytest.raises(CatalogError, match=r"items\.parquet: names .*, which is not in its folder"):
+        verify_stage(tmp_path)
