@@ -114,7 +114,9 @@ def footprint_of(bounds: Bounds, epsg: int) -> BaseGeometry:
     if not np.isfinite([*longitudes, *latitudes, centre]).all():
         raise ValueError(f"its grid {bounds} of EPSG:{epsg} is not on Earth")
     unwrapped = centre + (np.asarray(longitudes) - centre + 180.0) % 360.0 - 180.0
-    return turn_into_world(shapely.Polygon(np.column_stack([unwrapped, latitudes])))
+    # Beyond a pole its edges cross.
+    outline = shapely.make_valid(shapely.Polygon(np.column_stack([unwrapped, latitudes])))
+    return turn_into_world(outline)
 
 
 def turn_into_world(geometry: BaseGeometry) -> BaseGeometry:

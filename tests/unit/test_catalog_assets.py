@@ -282,6 +282,12 @@ def test_the_solar_day_is_taken_at_the_centre():
     )
 
 
+def test_a_grid_beyond_a_pole_has_a_footprint():
+    footprint = footprint_of((250445.0, 4623180.0, 802440.0, 15372960.0), 32630)
+    assert footprint.is_valid
+    assert footprint.intersects(shapely.Point(-3, 60))
+
+
 def test_footprints_are_split_at_180_degrees():
     footprint = footprint_of((300000.0, 7390200.0, 409800.0, 7500000.0), 32601)
     assert footprint.geom_type == "MultiPolygon"
