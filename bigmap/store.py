@@ -8,10 +8,10 @@ coordinates and multiscales.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,18 @@ import zarr
 from numcodecs import Zstd
 from pyproj import CRS
 from zarr.codecs import ZstdCodec
-from zarr.errors import GroupNotFoundError
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from bigmap import grid
-from bigmap.errors import OutputError
-from bigmap.files import is_local, list_names, locate, write_atomically
+from bigmap.errors import BigmapError, OutputError
+from bigmap.files import (
+    is_local,
+    list_names,
+    locate,
+    parse_json,
+    storage_errors,
+    write_atomically,
+)
 from bigmap.grid import ROI, Lattice
 
 COMPRESSOR = ZstdCodec(level=3, checksum=True)
@@ -39,6 +45,11 @@ COUNTED = "observations"
 METADATA = "zarr.json"
 DAMAGE = (ValueError, RuntimeError)
 """What Zarr and its codecs raise where a shard is not what was written."""
+MOST_BYTES = 2**31
+"""Of what is read at once; no codec writes more as one chunk."""
+MOST_CHUNKS = 2**22
+"""Along an axis of an array."""
+NO_MAP = "there is no map here"
 ZONES = "bigmap:zones"
 """Attribute of a map of several UTM zones: the names of its groups."""
 CONVENTIONS = (
@@ -89,6 +100,52 @@ def open_store(path: str, *, read_only: bool = False) -> LocalStore | FsspecStor
         # Where a link leads: Zarr replaces what it is given.
         return LocalStore(os.path.realpath(root), read_only=read_only)
     return FsspecStore.from_url(path, read_only=read_only)
+
+
+@contextmanager
+def tell_damage(
+    place: str, *, missing: str, error: type[BigmapError] = OutputError
+) -> Iterator[None]:
+    """Turn whatever Zarr and xarray raise on metadata that are damaged or gone into one sentence.
+
+    Parameters
+    ----------
+    place
+        What the sentence names, such as the path of a map.
+    missing
+        What it says where nothing is there.
+    error
+        Type of the error.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise error(f"{place}: {missing}") from None
+    except _damage_errors() as failure:
+        reason = str(failure).partition("\n")[0][:200] or type(failure).__name__
+        raise error(
+            f"{place}: is damaged or cannot be read ({reason}); put it back from a copy, or make "
+            "it again"
+        ) from None
+
+
+def _damage_errors() -> tuple[type[Exception], ...]:
+    return (
+        *storage_errors(), ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError,
+        TypeError,
+    )  # fmt: skip
+
+
+def check_size(array: zarr.Array[Any]) -> None:
+    """Refuse an array that is read whole, before memory is taken for it.
+
+    Raises
+    ------
+    ValueError
+        If it is declared larger than what can have been written.
+    """
+    if array.nbytes > MOST_BYTES:
+        raise ValueError(f"its array {array.path} is declared with {array.nbytes} bytes")
 
 
 def remove_store(path: str) -> None:
@@ -166,11 +223,11 @@ def _is_intact(key: str, stored: bytes, expected: bytes) -> bool:
     """
     try:
         if key.endswith(METADATA):
-            found = json.loads(stored)
+            found = parse_json(stored)
             has_end = key != METADATA or "multiscales" in found["attributes"]
             return bool(found["zarr_format"] == 3 and has_end)
         return bool(Zstd().decode(stored) == Zstd().decode(expected))
-    except (ValueError, TypeError, KeyError, RuntimeError, RecursionError):
+    except (ValueError, TypeError, KeyError, RuntimeError):
         return False
 
 
@@ -354,8 +411,9 @@ class MapWriter:
         self.path = path
         self.level = level
         self.prefix = f"{level}/" if level else ""
-        root = zarr.open_group(open_store(path), mode="r+")
-        group = root[str(level)] if level else root
+        with tell_damage(path, missing=NO_MAP):
+            root = zarr.open_group(open_store(path), mode="r+")
+            group = root[str(level)] if level else root
         assert isinstance(group, zarr.Group)
         self.group = group
 
@@ -401,7 +459,8 @@ class MapWriter:
         return read_region(self._array(name), place, path=self.path)
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        array = self.group[name]
+        with tell_damage(f"{self.path}/{self.prefix}{name}", missing=NO_MAP):
+            array = self.group[name]
         assert isinstance(array, zarr.Array)
         return array
 
@@ -586,17 +645,15 @@ def open_map(path: str, *, level: int = 0) -> xr.Dataset | xr.DataTree:
     Raises
     ------
     OutputError
-        If there is no map at this place, or no such level.
+        If there is no map at this place, or no such level, or it is damaged.
     """
-    try:
-        root = zarr.open_group(open_store(path, read_only=True), mode="r")
-    except (FileNotFoundError, GroupNotFoundError):
-        raise OutputError(f"{path}: there is no map here") from None
+    with tell_damage(path, missing=NO_MAP):
+        root, members = _open_members(path)
     names = root.attrs.get(ZONES)
     if not isinstance(names, Sequence):
         return _open_grid(path, level)
     # A zone that a trial did not reach has no map yet.
-    made = set(root.group_keys())
+    made = {name for name, member in members.items() if isinstance(member, zarr.Group)}
     zones = {name: _open_grid(f"{path}/{name}", level) for name in map(str, names) if name in made}
     if not zones:
         raise OutputError(f"{path}: no zone has a map yet")
@@ -606,15 +663,39 @@ def open_map(path: str, *, level: int = 0) -> xr.Dataset | xr.DataTree:
 
 
 def _open_grid(path: str, level: int) -> xr.Dataset:
-    group = str(level) if level else None
-    try:
+    place = f"{path}/{level}" if level else path
+    with tell_damage(place, missing=f"{NO_MAP}, or it has no level {level}"):
+        _, members = _open_members(place)
+        for array in members.values():
+            if isinstance(array, zarr.Array):
+                _check_axes(array)
         # Values as stored: masked, classes would be floats.
         dataset = xr.open_zarr(
-            open_store(path, read_only=True), group=group, consolidated=False, mask_and_scale=False
+            open_store(place, read_only=True), consolidated=False, mask_and_scale=False
         )
-    except (FileNotFoundError, GroupNotFoundError, KeyError):
-        raise OutputError(f"{path}: there is no map here, or it has no level {level}") from None
-    names = zip(spatial_dims(level), ("y", "x"), strict=True)
-    dataset = dataset.rename({own: name for own, name in names if own in dataset.dims})
-    opened: xr.Dataset = dataset.set_coords("spatial_ref")
+        names = zip(spatial_dims(level), ("y", "x"), strict=True)
+        dataset = dataset.rename({own: name for own, name in names if own in dataset.dims})
+        opened: xr.Dataset = dataset.set_coords("spatial_ref")
     return opened
+
+
+def _open_members(path: str) -> tuple[zarr.Group, dict[str, zarr.Array[Any] | zarr.Group]]:
+    """Open a group and what lies in it, one after the other.
+
+    Zarr would open all at once, and Python would print failures of others than the first.
+    """
+    root = zarr.open_group(open_store(path, read_only=True), mode="r")
+    members = {}
+    for name in list_names(*locate(path)):
+        with suppress(KeyError):  # not of Zarr
+            members[name] = root[name]
+    return root, members
+
+
+def _check_axes(array: zarr.Array[Any]) -> None:
+    """Refuse an array of a map whose coordinates or chunks would not fit in memory."""
+    if array.ndim == 1:
+        check_size(array)
+    for size, step in zip(array.shape, array.chunks, strict=True):
+        if size > step * MOST_CHUNKS:
+            raise ValueError(f"its array {array.path} is declared with {size // step} chunks")

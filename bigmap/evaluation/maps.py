@@ -26,7 +26,7 @@ from bigmap.labels import LabelReader
 from bigmap.metrics import ConfusionMatrix, InstanceParts
 from bigmap.models import ClassEntry
 from bigmap.models.base import CLASS
-from bigmap.store import open_map, open_store, read_region
+from bigmap.store import NO_MAP, open_map, open_store, read_region, tell_damage
 
 STRIP_PX = 512
 """Rows that are compared at once: counting takes several times the room of the pixels."""
@@ -102,7 +102,8 @@ class MapGrid:
 
     def open_layer(self) -> Any:
         """Open the layer of classes as a Zarr array (y, x)."""
-        return zarr.open_group(open_store(self.path, read_only=True), mode="r")[CLASS.name]
+        with tell_damage(self.path, missing=NO_MAP):
+            return zarr.open_group(open_store(self.path, read_only=True), mode="r")[CLASS.name]
 
     def read(self, layer: Any, place: ROI) -> UInt8Array:
         """Read a region of :meth:`open_layer`; names a shard that is damaged."""

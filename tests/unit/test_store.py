@@ -1,5 +1,6 @@
 """The map on disk: metadata, whole shards, overviews, and what is missing is found."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -263,3 +264,68 @@ def test_classes_are_halved_by_the_most_frequent_and_values_by_the_mean():
 def test_no_map_is_one_sentence(tmp_path):
     with pytest.raises(OutputError, match="there is no map here"):
         bigmap.open_map(str(tmp_path / "nothing.zarr"))
+
+
+def edit_metadata(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+BROKEN = [b"", b"{", b"\xff\xfe", b"[" * 2_000, b"[]", b"null", b"1" * 5_000]
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "class/zarr.json", "x/zarr.json", "1/zarr.json"])
+def test_metadata_that_are_damaged_are_one_sentence(path, name):
+    for content in BROKEN:
+        (Path(path) / name).write_bytes(content)
+        with pytest.raises(OutputError, match=r"map\.zarr.*: is damaged or cannot be read \(.+\)"):
+            bigmap.open_map(path)
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "class/zarr.json"])
+def test_a_writer_tells_damaged_metadata_too(path, name):
+    (Path(path) / name).write_bytes(b"[")
+    with pytest.raises(OutputError, match="is damaged or cannot be read"):
+        MapWriter(path).read("class", (slice(0, 32), slice(0, 32)))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("class", {"codecs": [{"name": "unknown"}]}, "unknown"),
+        ("class", {"dimension_names": 3}, "damaged"),
+        ("class", {"shape": [2**40, 192]}, "chunks"),
+        ("x", {"shape": [2**40]}, "is declared with 8796093022208 bytes"),
+        ("x", {"fill_value": {}}, "damaged"),
+    ],
+)
+def test_an_array_that_cannot_have_been_written_is_told(path, name, changes, reason):
+    edit_metadata(Path(path) / name / "zarr.json", **changes)
+    with pytest.raises(OutputError, match=reason):
+        bigmap.open_map(path)
+
+
+def test_a_damaged_coordinate_is_one_sentence(path):
+    file = Path(path) / "x" / "c" / "0"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(OutputError, match="is damaged or cannot be read"):
+        bigmap.open_map(path)
+
+
+def test_a_map_without_its_crs_is_one_sentence(path):
+    remove_store(f"{path}/spatial_ref")
+    with pytest.raises(OutputError, match="spatial_ref"):
+        bigmap.open_map(path)
+
+
+def test_several_damaged_arrays_leave_nothing_that_python_prints_later(path, caplog):
+    for name in ("class", "ndvi", "probability", "x", "y"):
+        (Path(path) / name / "zarr.json").write_text("[")
+    with pytest.raises(OutputError, match="is damaged"):
+        bigmap.open_map(path)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+def test_a_level_that_is_not_there_is_named(path):
+    with pytest.raises(OutputError, match=r"map\.zarr/7: there is no .* no level 7"):
+        bigmap.open_map(path, level=7)
