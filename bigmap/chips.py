@@ -11,18 +11,27 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.errors import GroupNotFoundError
+from pydantic import TypeAdapter
 
 from bigmap.errors import SamplesError
 from bigmap.files import locate
-from bigmap.store import COMPRESSOR, METADATA, open_store, remove_store
+from bigmap.store import (
+    COMPRESSOR,
+    METADATA,
+    MOST_BYTES,
+    check_size,
+    open_store,
+    remove_store,
+    tell_damage,
+)
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -33,6 +42,7 @@ NO_DATE = np.iinfo(np.int32).min
 SHARD_BYTES = 64_000_000
 """Size of a shard before compression, at most; one chip at least."""
 META = "bigmap:samples"
+NO_SAMPLES = "there are no samples here; make them with bigmap extract"
 EPOCH = dt.date(1970, 1, 1)
 
 UInt16Array = npt.NDArray[np.uint16]
@@ -185,6 +195,7 @@ def create_chips(
             array = root.create_array(
                 name, shape=values.shape, dtype=values.dtype,
                 chunks=tuple(max(1, side) for side in values.shape), dimension_names=dims,
+                compressors=COMPRESSOR,
             )  # fmt: skip
             array[...] = values
         for name, units in (("images", "1"), ("target", "1")):
@@ -241,31 +252,41 @@ class ChipSet:
     Raises
     ------
     SamplesError
-        If there is none, or its extraction has not come to its end.
+        If there is none, its extraction has not come to its end, or it is damaged.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        try:
+        with self._tell_damage():
             self._metadata = _read_metadata(path)
-            root = zarr.open_group(open_store(path, read_only=True), mode="r")
-            self.facts: dict[str, Any] = dict(root.attrs[META])  # type: ignore[arg-type]
-        except (FileNotFoundError, GroupNotFoundError, KeyError):
-            raise SamplesError(
-                f"samples.path: {path}: there are no samples here; make them with bigmap extract"
-            ) from None
+            self._root = zarr.open_group(open_store(path, read_only=True), mode="r")
+            facts: Any = self._root.attrs.get(META)
+            if facts is None:
+                raise FileNotFoundError(META)
+            self.facts: dict[str, Any] = dict(facts)
         if not self.facts.get("complete"):
             raise SamplesError(
                 f"samples.path: {path}: its extraction has not ended; go on with bigmap extract "
                 "RECIPE --resume"
             )
-        raw = self.facts["template"]
-        fields: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in raw.items()
-        }
-        self.template = ChipTemplate(**fields)
-        self._arrays: dict[str, Any] = {name: root[name] for name in self.template.arrays()}
-        self._root = root
+        with self._tell_damage():
+            given = vars(ChipTemplate(**self.facts["template"]))
+            self.template = TypeAdapter(ChipTemplate).validate_python(given)
+            self._arrays = self._open_arrays()
+
+    def _tell_damage(self) -> AbstractContextManager[None]:
+        return tell_damage(f"samples.path: {self.path}", missing=NO_SAMPLES, error=SamplesError)
+
+    def _open_arrays(self) -> dict[str, Any]:
+        """Open the arrays of pixels, and compare them with the template."""
+        if not 0 < self.template.chip_bytes <= MOST_BYTES:
+            raise ValueError(f"its chips are declared with {self.template.chip_bytes} bytes")
+        arrays: dict[str, Any] = {name: self._root[name] for name in self.template.arrays()}
+        count = arrays["images"].shape[0]
+        for name, (shape, dtype, _) in self.template.arrays().items():
+            if (arrays[name].shape, arrays[name].dtype) != ((count, *shape), np.dtype(dtype)):
+                raise ValueError(f"its array {name} is not what its template says")
+        return arrays
 
     def __len__(self) -> int:
         """Return the number of chips."""
@@ -274,8 +295,21 @@ class ChipSet:
     @cached_property
     def places(self) -> ChipPlaces:
         """Split, place and classes of all chips."""
-        names = ("split", "row", "col", "dates", "class_px")
-        return ChipPlaces(**{name: np.asarray(self._root[name][...]) for name in names})  # type: ignore[index]
+        count = self._arrays["images"].shape[0]
+        with self._tell_damage():
+            values = {}
+            for field in fields(ChipPlaces):
+                array: Any = self._root[field.name]
+                classes = (len(self.template.class_values),) if field.name == "class_px" else ()
+                if array.shape != (count, *classes) or array.dtype.kind not in "iu":
+                    raise ValueError(f"its array {field.name} is not of {count} chips")
+                check_size(array)
+                values[field.name] = np.asarray(array[...])
+            places = ChipPlaces(**values)
+            known = (places.split < len(SPLITS)) & (places.dates <= self.template.max_dates)
+            if not (known & (places.dates >= 0)).all():
+                raise ValueError("its chips have unknown splits or numbers of dates")
+        return places
 
     def indices(self, split: Split) -> npt.NDArray[np.intp]:
         """Return the indices of the chips of a split, rising."""
@@ -284,8 +318,12 @@ class ChipSet:
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation of reflectance by band, of the clear pixels of the training split."""
-        found = self.facts["statistics"]
-        return tuple(found["mean"]), tuple(found["std"])
+        with self._tell_damage():
+            found = self.facts["statistics"]
+            mean, std = (tuple(float(v) for v in found[key]) for key in ("mean", "std"))
+            if not len(mean) == len(std) == len(self.template.bands):
+                raise ValueError("its statistics are not those of its bands")
+        return mean, std
 
     def read(self, index: int) -> Chip:
         """Read one chip.
@@ -303,10 +341,16 @@ class ChipSet:
         # Chips that are gone read as nodata.
         self.check_unchanged()
         dates = int(self.places.dates[index])
+        try:
+            days = tuple(EPOCH + dt.timedelta(days=int(day)) for day in values["days"][:dates])
+        except OverflowError:
+            raise SamplesError(
+                f"{self.path}: chip {index} has fewer dates than it says; cut the set anew"
+            ) from None
         return Chip(
             images=values["images"][:dates],
             clear=values["clear"][:dates],
-            days=tuple(EPOCH + dt.timedelta(days=int(day)) for day in values["days"][:dates]),
+            days=days,
             labels=values.get("labels"),
             target=values.get("target"),
             split=SPLITS[int(self.places.split[index])],

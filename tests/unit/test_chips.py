@@ -1,8 +1,12 @@
 """A set of chips that is cut anew while it is read is noticed, not read as nodata."""
 
-import pytest
+import json
+from functools import partial
 
-from bigmap.chips import ChipSet
+import pytest
+import zarr
+
+from bigmap.chips import META, ChipSet
 from bigmap.errors import SamplesError
 from bigmap.store import remove_store
 from bigmap.training.batches import ChipFeed, ChipView
@@ -42,3 +46,91 @@ def test_metadata_go_before_what_they_describe(tmp_path, monkeypatch):
     assert (tmp_path / "chips.zarr" / "images").exists()
     with pytest.raises(SamplesError, match=SENTENCE):
         chips.check_unchanged()
+
+
+@pytest.fixture
+def damage(tmp_path):
+    """Write chips, and return what changes one of their files and tells what reading them says."""
+    folder = tmp_path / "chips.zarr"
+    write_chips(folder)
+
+    def damage_file(name, change):
+        file = folder / name
+        content = file.read_bytes()
+        file.write_bytes(change(content))
+        with pytest.raises(SamplesError) as raised:
+            read_all(str(folder))
+        file.write_bytes(content)
+        return str(raised.value)
+
+    return damage_file
+
+
+def read_all(path):
+    chips = ChipSet(path)
+    for index in chips.indices("train"):
+        chips.read(int(index))
+    return chips.statistics
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "images/zarr.json", "split/zarr.json"])
+def test_metadata_that_are_damaged_are_one_sentence(damage, name):
+    for content in (b"", b"{", b"\xff", b"[" * 2_000, b"[]", b"1" * 5_000):
+        sentence = damage(name, lambda _, content=content: content)
+        assert "chips.zarr: is damaged or cannot be read (" in sentence
+
+
+def test_facts_that_do_not_fit_the_chips_are_refused(damage):
+    def change(content, field, value):
+        raw = json.loads(content)
+        facts = raw["attributes"][META]
+        facts[field] = facts[field] | value if isinstance(value, dict) else value
+        return json.dumps(raw).encode()
+
+    for field, value in (
+        ("template", []),
+        ("template", {"unknown": 1}),
+        ("template", {"chip_px": 10**9}),
+        ("template", {"chip_px": 15}),
+        ("template", {"max_dates": 0}),
+        ("template", {"bands": "red"}),
+        ("template", {"class_values": [0]}),
+        ("statistics", {"std": [1.0]}),
+        ("statistics", {"mean": None}),
+    ):
+        sentence = damage("zarr.json", partial(change, field=field, value=value))
+        assert "chips.zarr: is damaged or cannot be read (" in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("split", {"shape": [2**50]}),
+        ("class_px", {"shape": [10, 2**40]}),
+        ("images", {"shape": [10, 3, 4, 16, 2**40]}),
+        ("row", {"data_type": "float64", "fill_value": 0.0}),
+    ],
+)
+def test_an_array_that_cannot_have_been_written_is_refused(damage, name, changes):
+    sentence = damage(
+        f"{name}/zarr.json", lambda content: json.dumps(json.loads(content) | changes).encode()
+    )
+    assert f"its array {name} is not" in sentence
+
+
+def test_the_places_of_chips_have_checksums(damage):
+    def flip(content):
+        at = len(content) // 2
+        return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+    assert "is damaged or cannot be read (Zstd" in damage("row/c/0", flip)
+
+
+def test_dates_that_are_gone_are_told(tmp_path):
+    root = zarr.open_group(write_chips(tmp_path / "chips.zarr"))
+    root["dates"][...] = 3
+    with pytest.raises(SamplesError, match="chip 1 has fewer dates than it says"):
+        ChipSet(str(tmp_path / "chips.zarr")).read(1)
+    root["dates"][...] = 4
+    with pytest.raises(SamplesError, match="unknown splits or numbers of dates"):
+        ChipSet(str(tmp_path / "chips.zarr")).read(1)
