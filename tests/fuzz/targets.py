@@ -298,6 +298,8 @@ def give_command(case: Path) -> None:
         arguments = json.loads((case / "arguments.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return
+    if not isinstance(arguments, list):
+        return
     with contextlib.chdir(case):
         call_command([str(argument) for argument in arguments])
 
