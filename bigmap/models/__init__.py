@@ -221,6 +221,10 @@ def find_model(name: str) -> type[MapModel]:
     return models[name]
 
 
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+"""Of options, by the type of their default."""
+
+
 def _construct(
     name: str,
     kind: type[MapModel],
@@ -240,8 +244,10 @@ def _construct(
             raise ModelError(
                 f"model.options.{option} is unknown to {name}; it has {', '.join(known) or 'none'}"
             )
-        if isinstance(taken[option].default, bool) and not isinstance(value, bool):
-            raise ModelError(f"model.options.{option}: is true or false, not {value!r}")
+        kind_of_value = type(taken[option].default)
+        fits = type(value) is kind_of_value or (kind_of_value, type(value)) == (float, int)
+        if kind_of_value in _KINDS and not fits:
+            raise ModelError(f"model.options.{option}: is {_KINDS[kind_of_value]}, not {value!r}")
     try:
         # Random weights are the same in every process, so that workers agree. The threads of a
         # process share the generator.
