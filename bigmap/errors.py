@@ -7,6 +7,7 @@ and exit code 2; anything else is a fault of bigmap itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,8 @@ from bigmap.redaction import redact
 
 MOST_LETTERS, KEPT_LETTERS = 1_500, 700
 """Of a message, and of each end of one that is longer."""
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+\b")
+"""Where an object lay in memory, which libraries' words about it tell."""
 
 
 class BigmapError(Exception):
@@ -116,6 +119,7 @@ def drop_causes() -> Iterator[None]:
 
 def _to_line(text: str) -> str:
     """Leave out the middle of a long text, and show what cannot be printed as its escape."""
+    text = ADDRESS.sub("", text)
     if len(text) > MOST_LETTERS:
         text = f"{text[:KEPT_LETTERS]} ... {text[-KEPT_LETTERS:]}"
     return "".join(

@@ -74,6 +74,7 @@ def test_tasks_of_all_kinds_drop_what_cannot_travel(monkeypatch, module, call):
         ("a.json: is not JSON; correct source.files", "a.json: is not JSON; correct source.files"),
         ("a.parquet (bad thrift: \x0e\n); mend it", r"a.parquet (bad thrift: \x0e ); mend it"),
         ("first\r\n\tsecond\n", "first second"),
+        ("bad <ast.Name object at 0x7f49a8bb5d50>: mend it", "bad <ast.Name object>: mend it"),
         ("\x1b[31mred\u202etxt \ud800 é", r"\x1b[31mred\u202etxt \ud800 é"),
     ],
 )
