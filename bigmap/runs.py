@@ -371,6 +371,8 @@ def _parse_fingerprint(content: bytes) -> dict[str, Any]:
     for key, kind in (("blocks", int), ("zones", dict), ("term", int)):
         if not isinstance(found[key], kind):
             raise TypeError(f"its {key} are not of the kind {kind.__name__}")
+    if not all(isinstance(count, int) for count in found["zones"].values()):
+        raise TypeError("its zones do not tell their blocks")
     return found
 
 

@@ -303,6 +303,14 @@ def test_a_plan_whose_facts_are_of_another_kind_is_damaged(finished, change):
             read()
 
 
+def test_zones_that_do_not_tell_their_blocks_are_damaged(finished):
+    _, run = finished
+    file = Path(run.path) / "plan.json"
+    file.write_text(json.dumps({"blocks": 2, "zones": {"utm31n": [1]}}))
+    with pytest.raises(OutputError, match=r"plan\.json: is damaged \(its zones do not tell"):
+        read_status(run.output)
+
+
 def test_an_extent_without_end_is_refused(finished):
     _, run = finished
     file = Path(run.path) / "plan.json"
