@@ -313,6 +313,7 @@ def _check_rows(rows: ItemTable) -> None:
     ValueError
         If a value is missing, or is none that a search gives.
     """
+    rows.columns.validate(full=True)  # texts may be no UTF-8
     empty = [name for name in SCHEMA.names
              if name not in _OPTIONAL and rows.columns[name].null_count]  # fmt: skip
     if empty:
@@ -442,11 +443,11 @@ def to_item(row: ItemRow) -> dict[str, Any]:
 
 def _audit_from(content: dict[str, Any]) -> Audit:
     return Audit(
-        found=content["found"],
-        kept=content["kept"],
-        elsewhere=tuple((reason, count) for reason, count in content["elsewhere"]),
-        baselines=tuple((baseline, count) for baseline, count in content["baselines"]),
-        empty_months=tuple(content["empty_months"]),
+        found=int(content["found"]),
+        kept=int(content["kept"]),
+        elsewhere=tuple((str(reason), int(count)) for reason, count in content["elsewhere"]),
+        baselines=tuple((str(baseline), int(count)) for baseline, count in content["baselines"]),
+        empty_months=tuple(str(month) for month in content["empty_months"]),
         findings=tuple(Finding(**finding) for finding in content["findings"]),
     )
 

@@ -485,3 +485,23 @@ def test_any_value_anywhere_leaves_one_item_out_at_most(tmp_path):
     assert load_items(path).rows == catalogue.rows
     "\n".join(audit.lines()).encode()
     json.dumps(audit.to_dict(), ensure_ascii=False).encode()
+
+
+def test_a_saved_catalogue_of_odd_texts_or_counts_is_refused(tmp_path):
+    saved = tmp_path / "saved.parquet"
+    save_items(find(write(tmp_path / "items.json", make_item())), str(saved))
+    table = pq.read_table(saved)
+    place = table.column_names.index("bigmap:stem")
+    raw = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xb0T")]
+    )
+    pq.write_table(table.set_column(place, "bigmap:stem", raw), saved)
+    with pytest.raises(CatalogError, match="is not a catalogue that bigmap saved"):
+        load_items(str(saved))
+    facts = json.loads(table.schema.metadata[b"bigmap:audit"])
+    for name, value in (("found", [1]), ("elsewhere", [["dates", None]]), ("kept", "many")):
+        audit = json.dumps(facts | {name: value}).encode()
+        metadata = table.schema.metadata | {b"bigmap:audit": audit}
+        pq.write_table(table.replace_schema_metadata(metadata), saved)
+        with pytest.raises(CatalogError, match="is not a catalogue that bigmap saved"):
+            load_items(str(saved))
