@@ -25,6 +25,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
@@ -239,7 +240,13 @@ class RasterFile:
 
     def find_turns(self, bounds: Bounds, crs: str) -> list[Turn]:
         """Return how to lay it around the Earth so that it reaches into a region; none if not."""
-        left, bottom, right, top = transform_bounds(bounds, crs, self.crs)
+        try:
+            left, bottom, right, top = transform_bounds(bounds, crs, self.crs)
+        except ProjError as error:
+            raise SamplesError(
+                f"samples.labels.files: {self.path}: its CRS leads nowhere from {crs} ({error}); "
+                "correct it"
+            ) from None
         if not math.isfinite(left + bottom + right + top):
             return []
         west, south, east, north = self.bounds
@@ -334,7 +341,7 @@ def open_own_raster(file: str, *, field: str = "samples.labels.files") -> Iterat
             yield source
     except ReadError as error:
         raise SamplesError(f"{field}: {error}") from None
-    except (RasterioError, OSError, ProjError) as error:
+    except (RasterioError, CPLE_BaseError, OSError, ProjError) as error:
         raise SamplesError(f"{field}: {file}: cannot be read ({error})") from None
 
 
@@ -497,6 +504,8 @@ def _check_raster(path: str, mapped: Mapping[int, int]) -> RasterFile:
         bands = source.count - has_alpha_band(source)
         if source.crs is None or source.transform.is_identity:
             raise SamplesError(f"{where}: has no CRS or no transform inside; assign them")
+        if not all(map(math.isfinite, source.transform)) or source.transform.is_degenerate:
+            raise SamplesError(f"{where}: has pixels of no size; correct its transform")
         if bands != 1:
             raise SamplesError(f"{where}: has {bands} bands, but labels need one; take it out")
         if not np.issubdtype(np.dtype(source.dtypes[0]), np.integer):

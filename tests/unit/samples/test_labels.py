@@ -11,6 +11,7 @@ import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
+from rasterio._err import CPLE_AppDefinedError
 
 from bigmap.errors import SamplesError
 from bigmap.labels import open_labels, reduce_by_mode
@@ -459,3 +460,30 @@ def test_simulated_labels_are_the_truth_and_its_most_frequent_value():
 def test_modes_of_squares_take_the_smaller_of_equal_values():
     labels = np.array([[5, 5, 1, 2], [5, 9, 2, 1]], np.uint8)
     np.testing.assert_array_equal(reduce_by_mode(labels, 2), [[5, 1]])
+
+
+def test_pixels_of_no_size_are_refused(tmp_path):
+    file = write_raster(tmp_path / "a.tif", np.eye(8, dtype=np.uint8))
+    with rasterio.open(file, "r+") as target:
+        target.transform = Affine(10, 0, LEFT, 0, 0, 0)
+    with pytest.raises(SamplesError, match=r"a\.tif: has pixels of no size; correct its transform"):
+        read(raster(file))
+
+
+def test_a_crs_that_leads_nowhere_is_told(tmp_path):
+    file = write_raster(tmp_path / "a.tif", np.eye(8, dtype=np.uint8))
+    with rasterio.open(file, "r+") as target:
+        target.crs = 'LOCAL_CS["somewhere",UNIT["metre",1]]'
+    with pytest.raises(SamplesError, match=r"a\.tif: its CRS leads nowhere from"):
+        read(raster(file))
+
+
+def test_what_gdal_raises_without_a_type_of_rasterio_is_told(tmp_path, monkeypatch):
+    file = write_raster(tmp_path / "a.tif", np.eye(8, dtype=np.uint8))
+
+    def fail(source):
+        raise CPLE_AppDefinedError(3, 1, "custom tag 0 is not read")
+
+    monkeypatch.setattr("bigmap.labels.has_alpha_band", fail)
+    with pytest.raises(SamplesError, match=r"a\.tif: cannot be read \(custom tag 0 is not read\)"):
+        read(raster(file))
