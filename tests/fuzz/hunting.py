@@ -39,7 +39,7 @@ MEMORY_BYTES = 4 << 30
 CPU_S = 20
 SLEEP_S = 300
 """How long a mutation may ask to wait; it does not wait."""
-SILENCE_S = 120
+SILENCE_S = 300
 """Time on the clock after which a process counts as hanging: far more than a busy machine takes."""
 OUTCOMES = ("failed", "refused", "accepted")
 """Of a mutation; that which comes first in one of its checks counts."""

@@ -108,7 +108,8 @@ def say_too_much(case: Path) -> None:
 def test_the_hunt_sees_every_kind_of_failure_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: hunting.Check, kinds: set[str]
 ) -> None:
-    monkeypatch.setattr(hunting, "SILENCE_S", 5)
+    if check is stay:  # others may take their time on a busy machine
+        monkeypatch.setattr(hunting, "SILENCE_S", 5)
     form = tmp_path / "corpus" / check.__name__ / "form"
     form.mkdir(parents=True)
     (form / "a.json").write_text("[1, 2, 3]")
