@@ -40,7 +40,7 @@ from bigmap.cube import Access
 from bigmap.cube.loaders import bounds_on, epsg_of
 from bigmap.errors import CatalogError, EmptyAreaError, PlanError, RecipeError
 from bigmap.grid import ROI, Area, Lattice
-from bigmap.inference import Windowing, optimise
+from bigmap.inference import Engine, Windowing, optimise
 from bigmap.items import AssetRow, ItemTable
 from bigmap.machine import count_cores, count_gpus, machine_memory_gb
 from bigmap.models import (
@@ -75,6 +75,8 @@ WEIGHT_COPIES = 2
 """While a worker builds a model: as it is trained, and as it predicts."""
 PLANS = 6
 """Of resampling, kept for the grids of the files that cells in hand lie in."""
+COUNTED_BLOCKS = 64
+"""Whose cells and windows are counted one by one; the others read as much for each pixel."""
 REMOTE_READS = 16
 LOCAL_READS = 2
 LOCAL_HOST = "://"
@@ -82,6 +84,16 @@ LOCAL_HOST = "://"
 
 
 _NOT_ADDED = ("dates", "memory_gb")
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """Pixels for each pixel of blocks, at the resolution of the input."""
+
+    bands: float
+    masks: float
+    windows: float
+    """Those that the model sees, halos included."""
 
 
 @dataclass(frozen=True)
@@ -259,32 +271,47 @@ class Plan:
 
     def estimate(self) -> Estimate:
         """Estimate what the run will take."""
-        lattice, spec = self.lattice, self.model.spec
-        cell_side_m = (lattice.cell_px + 2 * self.halo_px) * lattice.gsd_m
+        lattice, spec, per_px = self.lattice, self.model.spec, self._count_reads()
         pixel_m = {name: abs(a.transform[0]) for name, a in self.catalogue.rows[0].assets.items()}
-        native = sum((cell_side_m / pixel_m[band]) ** 2 for band in spec.bands)
+        native = sum((lattice.gsd_m / pixel_m[band]) ** 2 for band in spec.bands)
         mask_m = pixel_m.get(mask_rule(self.recipe.source.mask).asset or "", math.inf)
         rows, cols = np.array([grid.shape_of(block) for block in self.blocks]).T
         input_px = float((rows * cols).sum())
-        cells = rows * cols / lattice.cell_px**2
         per_block = self._count_items(np.array(lattice.bounds_of(self.blocks)), whole=False)
-        used = np.minimum(per_block, self.recipe.dates.max_per_cell)
-        samples, masked = cells * used * native, cells * per_block * (cell_side_m / mask_m) ** 2
+        date_px = float((rows * cols * np.minimum(per_block, self.recipe.dates.max_per_cell)).sum())
+        item_px = float((rows * cols * per_block).sum())
+        samples = date_px * per_px.bands * native
+        masked = item_px * per_px.masks * (lattice.gsd_m / mask_m) ** 2
         output_px = input_px * lattice.upscale**2
-        side_px = lattice.core_px + 2 * self.halo_px
         return Estimate(
             area_km2=self.area.area_km2,
             blocks=len(self.blocks),
             items=len(self.catalogue.rows),
             dates=self._dates()[0],
-            read_gb=float(2 * samples.sum() + masked.sum()) / 1e9,
+            read_gb=(2 * samples + masked) / 1e9,
             written_gb=output_px * self._layer_bytes() / 1e9,
             memory_gb=self.memory_gb(),
-            samples=float(samples.sum() + masked.sum()),
+            samples=samples + masked,
             output_px=output_px,
-            date_px=float((rows * cols * used).sum()) * (side_px / lattice.core_px) ** 2,
+            date_px=date_px * per_px.windows,
             block_km2=input_px * lattice.gsd_m**2 / 1e6,
         )
+
+    def _count_reads(self) -> _Reads:
+        """Count what blocks read and predict: neighbours too where these blend."""
+        engine = Engine(self.model, self.lattice, self.windowing, self.layers)
+        blocks = self.blocks[:: math.ceil(len(self.blocks) / COUNTED_BLOCKS)]
+        bands = masks = windows = 0
+        for block in blocks:
+            for cell, cores, window in engine.list_reads(block, is_wanted=self._is_wanted):
+                bands += math.prod(grid.shape_of(window))
+                masks += math.prod(grid.shape_of(grid.hull([cell, window])))
+                windows += len(cores) * (self.lattice.core_px + 2 * self.halo_px) ** 2
+        input_px = sum(math.prod(grid.shape_of(block)) for block in blocks)
+        return _Reads(bands / input_px, masks / input_px, windows / input_px)
+
+    def _is_wanted(self, roi: ROI) -> bool:
+        return self.area.intersects(self.lattice.bounds(roi))
 
     def _dates(self) -> tuple[int, int]:
         """Return the number of dates, and how many of them a cell uses at most."""
