@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +24,7 @@ from affine import Affine
 from rasterio.warp import transform_bounds
 
 import bigmap
-from benchmarks.measuring import ROOT, WORK, describe_machine, table, write_results
+from benchmarks.measuring import WORK, describe_machine, table, write_results
 from bigmap.clusters import open_cluster
 from bigmap.config import Recipe, parse_recipe
 from bigmap.models.layers import TYPICAL_STATISTICS
@@ -48,9 +48,16 @@ class Case:
     dates: int = 12
     cell_px: int = 512
     """Side of a cell, which is a block."""
+    core_px: int = 128
     batch_windows: int = 2
     precision: str = "float32"
     crs: str = "EPSG:32631"
+
+    @property
+    def clear_px(self) -> slice:
+        """Rows, or columns, of a cell that are clear: they lie in windows that fill a batch."""
+        first = 3 * self.core_px // 2
+        return slice(first, first + 4 + (math.isqrt(self.batch_windows - 1)) * self.core_px)
 
 
 CASES = (
@@ -61,32 +68,32 @@ CASES = (
     Case("bicubic", dates=40, cell_px=1024, batch_windows=8),
     Case("bicubic", "composite=mean", dates=40),
     Case("bicubic", "composite=clearest", dates=40),
-    Case("spinet", "size=small", cell_px=1024, batch_windows=8),
-    Case("spinet", "size=small", crs="EPSG:3035"),
-    Case("spinet", "size=full"),
+    Case("spinet", "size=small"),
+    Case("spinet", "size=small", precision="bfloat16"),
+    Case("spinet", "size=small", dates=24, core_px=64, crs="EPSG:3035"),
+    Case("spinet", "size=full", dates=3, batch_windows=1),
     Case("piunet", "size=small"),
-    Case("piunet", "size=full"),
-    Case("hrnet", "size=small"),
-    Case("hrnet", "size=full", batch_windows=8),
-    Case("sr-hrnet", "size=small"),
-    Case("sr-hrnet", "size=full"),
+    Case("piunet", "size=full", dates=3, batch_windows=1),
+    Case("hrnet", "size=small", dates=6, core_px=256, batch_windows=1),
+    Case("hrnet", "size=full", dates=2, core_px=256, batch_windows=1),
+    Case("sr-hrnet", "size=small", dates=6, core_px=256, batch_windows=1),
+    Case("sr-hrnet", "size=full", dates=2, core_px=256, batch_windows=1),
     Case("highres-net", "size=small"),
-    Case("highres-net", "size=full"),
+    Case("highres-net", "size=full", dates=4, batch_windows=1),
     Case("srresnet", "size=small"),
-    Case("srresnet", "size=full"),
+    Case("srresnet", "size=full", dates=4, batch_windows=1),
     Case("dbpn", "size=small"),
-    Case("dbpn", "size=full"),
+    Case("dbpn", "size=full", dates=2, core_px=64, batch_windows=1),
     Case("dbpn-segnet", "size=small"),
-    Case("dbpn-segnet", "size=full"),
-    Case("deeplabv3plus", "size=small"),
-    Case("deeplabv3plus", "size=full"),
+    Case("dbpn-segnet", "size=full", dates=2, core_px=256, batch_windows=1),
+    Case("deeplabv3plus", "size=small", dates=6, core_px=256, batch_windows=1),
+    Case("deeplabv3plus", "size=full", dates=2, core_px=256, batch_windows=1),
     Case("segnet", "size=small"),
-    Case("segnet", "size=full"),
-    Case("dual", "size=small"),
-    Case("dual", "size=full"),
-    Case("small-conv", "width=64", cell_px=1024, batch_windows=32),
-    Case("spinet", "size=small", dates=24),
-)  # fmt: skip
+    Case("segnet", "size=full", dates=2, batch_windows=1),
+    Case("dual", "size=small", dates=6, core_px=256, batch_windows=1),
+    Case("dual", "size=full", dates=1, core_px=256, batch_windows=1),
+)
+"""Full networks see few dates, and the spot that is clear lies in one of their windows."""
 
 
 def write_scenes(folder: Path, case: Case) -> Path:
@@ -104,10 +111,9 @@ def write_scenes(folder: Path, case: Case) -> Path:
         is_mask = band == "scl"
         values = np.full(side, 9, np.uint8) if is_mask else rng.integers(1100, 1356, side)
         if is_mask:
-            # Windows that see it, four or sixteen and more, fill a batch.
-            clear_px = 60 if case.batch_windows <= 4 else 300
             for first in (0, case.cell_px):
-                values[MARGIN_PX + 100 :, MARGIN_PX + first + 100 :][:clear_px, :clear_px] = 4
+                cell = values[MARGIN_PX:, MARGIN_PX + first :]
+                cell[case.clear_px, case.clear_px] = 4
         with rasterio.open(
             file, "w", driver="GTiff", height=side[0], width=side[1], count=1, nodata=0,
             crs=f"EPSG:{EPSG}", dtype="uint8" if is_mask else "uint16", transform=transform,
@@ -149,7 +155,7 @@ def make_recipe(case: Case, folder: Path) -> Recipe:
     return parse_recipe({
         "name": "memory",
         "area": {"bbox": list(transform_bounds(f"EPSG:{EPSG}", "EPSG:4326", *box))},
-        "grid": {"crs": case.crs, "gsd_m": 10, "core_px": 128, "cell_px": case.cell_px,
+        "grid": {"crs": case.crs, "gsd_m": 10, "core_px": case.core_px, "cell_px": case.cell_px,
                  "block_px": case.cell_px, "shard_px": case.cell_px, "chunk_px": case.cell_px},
         "source": {"kind": "files", "files": [str(items)], "start": "2024-05-01",
                    "end": "2024-12-31"},
@@ -179,6 +185,8 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
         summary = run_plan(plan, client)
         peaks = client.run(peak_bytes)
     assert not summary.failures, summary.failures
+    if not peaks or peaks.keys() != idle.keys():
+        raise RuntimeError(f"{case}: the worker was lost, and what it took with it")
     peak_gb = max(peaks.values()) / 1e9
     return asdict(case) | {
         "estimate_gb": plan.memory_gb(), "peak_gb": peak_gb, "idle_gb": max(idle.values()) / 1e9,
@@ -187,34 +195,26 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Measure all cases, each in processes of its own."""
+    """Measure all cases, each with a worker of its own."""
     parser = argparse.ArgumentParser(prog="memory")
     parser.add_argument("--quick", action="store_true", help="small-conv and bicubic only")
     options, _ = parser.parse_known_args(arguments)
     machine, rows = describe_machine(), []
-    for number in range(4 if options.quick else len(CASES)):
-        folder = WORK / f"memory-{number}"
+    folder = WORK / "memory"
+    for case in CASES[:4] if options.quick else CASES:
         shutil.rmtree(folder, ignore_errors=True)
-        code = f"from benchmarks.memory import *; tell({number}, {str(folder)!r})"
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-        rows.append(json.loads((folder / "row.json").read_text()))
-        shutil.rmtree(folder)
+        rows.append(measure(case, folder))
+        sys.stderr.write(f"{write_row(rows[-1])}\n")
+    shutil.rmtree(folder)
     write_results("memory", "Memory of a worker, estimated and measured", describe(rows),
                   {"machine": machine, "rows": rows}, quick=options.quick)  # fmt: skip
-
-
-def tell(number: int, folder: str) -> None:
-    """Measure one case and write its row."""
-    row = measure(CASES[number], Path(folder))
-    Path(folder, "row.json").write_text(json.dumps(row))
-    sys.stderr.write(f"{number} {write_row(row)}\n")
 
 
 def write_row(row: dict[str, Any]) -> list[str]:
     """Return the cells of one row."""
     return [
         f"`{row['model']}`" + (f", {row['options']}" if row["options"] else ""),
-        str(row["dates"]), str(row["cell_px"]), str(row["batch_windows"]), row["precision"],
+        *(str(row[name]) for name in ("dates", "cell_px", "core_px", "batch_windows", "precision")),
         f"{row['estimate_gb']:.2f}", f"{row['peak_gb']:.2f}", f"{row['ratio']:.2f}",
     ]  # fmt: skip
 
@@ -222,10 +222,10 @@ def write_row(row: dict[str, Any]) -> list[str]:
 def describe(rows: Sequence[dict[str, Any]]) -> str:
     """Write the figures as text and a table."""
     outside = [row for row in rows if not LIMITS[0] <= row["ratio"] <= LIMITS[1]]
-    header = ("model", "dates", "cell, px", "windows", "precision", "estimate, GB", "peak, GB",
-              "estimate / peak")  # fmt: skip
+    header = ("model", "dates", "cell, px", "core, px", "windows", "precision",
+              "estimate, GB", "peak, GB", "estimate / peak")  # fmt: skip
     return (
-        "One worker of Dask with two blocks of one cell each in hand, cores of 128 px. Its peak is "
+        "One worker of Dask with two blocks of one cell each in hand. Its peak is "
         "the most resident memory that the system counted for its process. "
         f"{len(rows) - len(outside)} of {len(rows)} estimates lie between {LIMITS[0]:g} and "
         f"{LIMITS[1]:g} times the peak.\n\n" + table(header, [write_row(row) for row in rows])
