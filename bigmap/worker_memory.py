@@ -19,9 +19,10 @@ KEPT_BYTES = 150e6
 """What the C library keeps of freed memory: up to 0.27 GB, :data:`bigmap.machine.ALLOCATOR`."""
 HEAP_SHARE = 1.2
 """What the heap takes for each byte of arrays in use; the rest lies in holes between them."""
-PASS_SHARE = 1.6
-"""The same of a pass, whose tensors have many sizes: 1.03 to 1.8 measured, less where they are
-large."""
+PASS_SHARE = 1.85
+"""The same of a pass, whose tensors have many sizes: 1.2 to 1.85 measured, of SPInet alone 1.4 to
+1.85, since holes depend on what other threads take. With each tensor returned to the system it is
+1.03, for several times the time in the system: :data:`bigmap.machine.ALLOCATOR`."""
 PREPARED_BYTES = 18
 """Of one sample while pixels become reflectance: see :func:`bigmap.inference.prepare`."""
 MASK_BYTES = 5
