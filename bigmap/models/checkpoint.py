@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ LARGEST_WEIGHT = 1e18
 """A greater one overflows float32 as soon as it meets another of its size."""
 _DAMAGE = (
     OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError,
-    ArithmeticError, AssertionError, MemoryError,
+    ArithmeticError, AssertionError, MemoryError, struct.error,
 )  # fmt: skip
 """What readers raise on bytes that nobody wrote so."""
 

@@ -228,3 +228,10 @@ def test_classes_of_a_card_fit_a_map(tmp_path, change, message):
     card_file_of(weights).write_text(json.dumps(card))
     with pytest.raises(ModelError, match=message):
         build_model("small-conv", weights=weights)
+
+
+def test_a_pickle_that_ends_within_a_number_is_refused(tmp_path):
+    file = tmp_path / "weights.pt"
+    file.write_bytes(b"\x80\x02}r\x00")
+    with pytest.raises(ModelError, match=r"weights\.pt: cannot be read as plain weights"):
+        read_pickle(file)
