@@ -306,7 +306,8 @@ def give_command(case: Path) -> None:
 
 def call_command(arguments: list[str]) -> None:
     """Call the command line, and expect one of its exit codes and at most one line of error."""
-    output, errors = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    output = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    errors = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")  # as Python's own
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         try:
             cli.main(arguments)
