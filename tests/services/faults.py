@@ -44,7 +44,7 @@ class HungryModel(SmallConvModel):
 
     def forward(self, reflectance, dates, clear):
         meals = int(self.meals.read_text())
-        if meals:
+        if meals and type(reflectance) is torch.Tensor:  # planning passes one without values
             self.meals.write_text(str(meals - 1))
             eaten = [torch.ones(25_000_000) for _ in range(25)]
             while True:  # more than its worker may have, until that is seen
