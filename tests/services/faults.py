@@ -224,8 +224,8 @@ def kill_workers(world: World, times: int, rng: random.Random, *, most: int = 5)
     """Kill workers at random moments, a few in each run."""
     start, left, runs = time.monotonic(), times, 0
     while left:
-        gate = Gate(world.folder / f"workers-{runs}.gate")
-        driver = Driver(world, world.folder / f"workers-{runs}.zarr", gate).start()
+        gate = Gate(world.folder / f"{times}-workers-{runs}.gate")
+        driver = Driver(world, world.folder / f"{times}-workers-{runs}.zarr", gate).start()
         runs += 1
         kills = min(left, most)
         driver.wait_until(lambda gate=gate: bool(gate.waiting_pids()))
@@ -248,8 +248,8 @@ def kill_drivers(world: World, times: int, rng: random.Random, *, most: int = 5)
     """Kill drivers at random moments, and resume each time."""
     start, left, maps = time.monotonic(), times, 0
     while left:
-        gate = Gate(world.folder / f"drivers-{maps}.gate")
-        driver = Driver(world, world.folder / f"drivers-{maps}.zarr", gate)
+        gate = Gate(world.folder / f"{times}-drivers-{maps}.gate")
+        driver = Driver(world, world.folder / f"{times}-drivers-{maps}.zarr", gate)
         maps += 1
         kills = min(left, most)
         for number in range(kills):
