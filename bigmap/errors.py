@@ -46,6 +46,10 @@ class ReadError(BigmapError):
     """Pixels could not be read after all retries; names the asset."""
 
 
+class UnfitFileError(ReadError):
+    """A file can be read, but holds what is not expected of it: trying again does not help."""
+
+
 class ModelError(BigmapError):
     """A model is unknown, or its weights or options do not fit it."""
 

@@ -37,6 +37,7 @@ from bigmap.errors import (
     RunError,
     SamplesError,
     StoppedError,
+    UnfitFileError,
     drop_causes,
 )
 from bigmap.grid import ROI
@@ -564,8 +565,8 @@ class BlockDriver:
     def _fail(self, error: BaseException | None, block: ROI, attempt: int) -> None:
         """Send a block again later, or record that it has failed."""
         name = self.plan.name(block)
-        is_lost = error is None or isinstance(error, KilledWorker)
-        if not is_lost and attempt < MAX_ATTEMPTS:
+        is_final = error is None or isinstance(error, (KilledWorker, UnfitFileError))
+        if not is_final and attempt < MAX_ATTEMPTS:
             self.reporter.note(f"block {name}: attempt {attempt} failed: {_say(error)}")
             self.waiting.append((time.monotonic() + RETRY_DELAY_S * attempt, block, attempt + 1))
             return

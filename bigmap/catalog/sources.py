@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bigmap.catalog.hrefs import join_href
@@ -134,6 +135,11 @@ def _read_parquet(path: str) -> Iterator[dict[str, Any]]:
                 raise CatalogError(
                     f"{path} cannot be read as stac-geoparquet (it has no {', '.join(missing)}); "
                     "correct source.files"
+                )
+            if not pa.types.is_struct(assets := table.schema_arrow.field("assets").type):
+                raise CatalogError(
+                    f"{path} cannot be read as stac-geoparquet (its assets are {assets}, not a "
+                    "struct of them); correct source.files"
                 )
             for batch in table.iter_batches(batch_size=_BATCH_ROWS):
                 for row in batch.to_pylist():

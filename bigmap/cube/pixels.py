@@ -17,7 +17,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from bigmap.errors import ReadError
+from bigmap.errors import UnfitFileError
 from bigmap.grid import ROI, shape_of
 from bigmap.quality import NO_DATA, MaskRule, classify
 from bigmap.radiometry import NODATA, check_scaling
@@ -137,11 +137,11 @@ def check_file(dataset: DatasetReader, expected: Pixels, href: str) -> None:
 
     Raises
     ------
-    ReadError
+    UnfitFileError
         If its dtype, scale or offset is not that of what is expected.
     """
     if wrong := expected.check(dataset):
-        raise ReadError(f"{href}: {wrong}")
+        raise UnfitFileError(f"{href}: {wrong}")
 
 
 def read_pixels(
@@ -167,7 +167,7 @@ def read_pixels(
 
     Raises
     ------
-    ReadError
+    UnfitFileError
         If a pixel cannot be meant, or the window is larger than the bound.
     """
     at = bound_window(window, href)
@@ -175,14 +175,14 @@ def read_pixels(
     try:
         return expected.convert(values, _find_data(dataset, values, at, expected.absent))
     except ValueError as error:
-        raise ReadError(f"{href}: {error}") from None
+        raise UnfitFileError(f"{href}: {error}") from None
 
 
 def bound_window(window: ROI, href: str) -> Window:
     """Refuse a window that does not fit in memory; returns it as rasterio's."""
     rows, cols = shape_of(window)
     if rows * cols > MAX_READ_PX:
-        raise ReadError(
+        raise UnfitFileError(
             f"{href}: {rows} x {cols} of its pixels would be read at once, which takes too much "
             "memory; they are too small for grid.gsd_m and grid.block_px"
         )

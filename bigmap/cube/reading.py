@@ -29,7 +29,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from bigmap import grid
 from bigmap.cube.pixels import Pixels, check_file, has_alpha, read_pixels
 from bigmap.cube.resampling import FileGrid, TargetGrid, plan_sampling, transformer_between
-from bigmap.errors import ReadError
+from bigmap.errors import ReadError, UnfitFileError
 from bigmap.grid import ROI
 from bigmap.signing import sign_href
 
@@ -207,11 +207,11 @@ def use_raster(href: str, access: Access, use: Callable[[Any], T]) -> T:
 def _use_once(href: str, access: Access, use: Callable[[Any], T], *, fresh: bool) -> T:
     with open_raster(href, access, fresh=fresh) as dataset:
         if dataset.count != 1 and not has_alpha(dataset):
-            raise ReadError(f"{href}: has {dataset.count} bands, but assets of one are read")
+            raise UnfitFileError(f"{href}: has {dataset.count} bands, but assets of one are read")
         if dataset.dtypes[0].startswith("complex"):
-            raise ReadError(f"{href}: holds complex numbers, but those of bands and masks are real")
+            raise UnfitFileError(f"{href}: holds complex numbers, not those of a band or mask")
         if dataset.crs is None:
-            raise ReadError(f"{href}: has no CRS")
+            raise UnfitFileError(f"{href}: has no CRS")
         return use(dataset)
 
 
@@ -246,10 +246,10 @@ def open_raster(href: str, access: Access, *, fresh: bool = False) -> Iterator[D
         ) as dataset,
     ):
         if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
-            raise ReadError(f"{href}: names another file as its overviews, which is not opened")
+            raise UnfitFileError(f"{href}: has its overviews in another file, which is not opened")
         rows, cols = max(dataset.block_shapes, key=math.prod)
         if rows * cols * dataset.count > MAX_BLOCK_PX:
-            raise ReadError(
+            raise UnfitFileError(
                 f"{href}: declares blocks of {rows} x {cols} px in {dataset.count} bands, which "
                 f"take too much memory; write it in tiles, as a COG"
             )
@@ -265,7 +265,7 @@ def _check_claim(source: FileGrid, claim: Claim, href: str) -> None:
     """Refuse a file that is larger than its item says: it is not opened for what lies beyond."""
     excess_m = find_excess_m(source, claim)
     if excess_m > CLAIM_MARGIN_M:
-        raise ReadError(
+        raise UnfitFileError(
             f"{href}: reaches {excess_m:,.0f} m beyond the place that its item gives, so a part of "
             "it would be left out; correct the item's proj:shape, proj:transform or geometry"
         )

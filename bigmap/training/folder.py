@@ -15,7 +15,7 @@ import torch
 
 from bigmap.errors import ModelError, TrainingError
 from bigmap.files import parse_json, write_and_sync
-from bigmap.lease import LEASE_FOLDER
+from bigmap.lease import LEASE_FOLDER, Lease
 from bigmap.models import MapModel, Training, save_weights
 from bigmap.models.checkpoint import read_pickle
 from bigmap.runs import MARK, check_run_folder, differing_fields
@@ -31,9 +31,12 @@ class TrainingFolder:
     ----------
     weights
         Where the best weights go; the folder has their name and ends in ``.run``.
+    lease
+        Of who writes, asked before each write; None for one that only reads.
     """
 
-    def __init__(self, weights: str | Path) -> None:
+    def __init__(self, weights: str | Path, lease: Lease | None = None) -> None:
+        self.lease = lease
         self.weights = Path(weights)
         self.path = self.weights.with_name(f"{self.weights.stem}.run")
         self.checkpoint = self.path / "checkpoint.pt"
@@ -87,8 +90,20 @@ class TrainingFolder:
             return path.exists()
         return path.exists() and any(each.name != LEASE_FOLDER for each in path.iterdir())
 
+    def check_held(self) -> None:
+        """Refuse to write where another training has taken over.
+
+        Raises
+        ------
+        LeaseError
+            If the lease is not ours any more.
+        """
+        if self.lease is not None:
+            self.lease.check()
+
     def start(self) -> None:
         """Make the folder anew, without what an earlier run left but for the lease of this one."""
+        self.check_held()
         self.path.mkdir(parents=True, exist_ok=True)
         for each in self.path.iterdir():
             if each.name in (LEASE_FOLDER, MARK):
@@ -104,6 +119,7 @@ class TrainingFolder:
         """Write a checkpoint: the old one or the new one is there, never half of one."""
         buffer = io.BytesIO()
         torch.save({"version": VERSION, **content}, buffer)
+        self.check_held()
         write_and_sync(self.checkpoint, buffer.getbuffer())
 
     def load(self, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,11 +161,13 @@ class TrainingFolder:
 
     def save_weights(self, model: MapModel, training: Training) -> None:
         """Replace the best weights and their card."""
+        self.check_held()
         fresh = self.path / "fresh"
         fresh.mkdir(exist_ok=True)
         file = fresh / self.weights.name
         try:
             save_weights(model, file, training=training)
+            self.check_held()
             for each in (file, file.with_suffix(".json")):
                 each.replace(self.weights.with_name(each.name))
         finally:
@@ -158,6 +176,7 @@ class TrainingFolder:
     def write_summary(self, content: Mapping[str, Any]) -> None:
         """Write what the run came to, as JSON."""
         text = json.dumps(content, indent=2)
+        self.check_held()
         write_and_sync(self.summary, text.encode())
 
 

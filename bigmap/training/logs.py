@@ -36,6 +36,8 @@ class TrainingLog:
         # It takes a second to import, and most commands do without.
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
 
+        folder.check_held()
+        self.folder = folder
         self.steps = Table(folder.path / "steps.csv", STEP_COLUMNS, last=step)
         columns = ("epoch", "step", "train_loss", "validation_loss", *score_names, "is_best",
                    "learning_rate", "chips_per_s", "wait_percent")  # fmt: skip
@@ -48,11 +50,13 @@ class TrainingLog:
 
     def add_step(self, step: int, values: Mapping[str, float]) -> None:
         """Add a step, counted from 1."""
+        self.folder.check_held()
         self.steps.add(step=step, **{name: _write(value) for name, value in values.items()})
         self._board("step", step, values)
 
     def add_epoch(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Add an epoch, counted from 1."""
+        self.folder.check_held()
         rounded = {name: _write(value) for name, value in values.items()}
         self.epochs.add(epoch=epoch, step=step, **rounded)
         self._board("epoch", step, values)

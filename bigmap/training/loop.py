@@ -20,6 +20,7 @@ from bigmap.machine import count_cores, machine_memory_gb
 from bigmap.models import NetworkModel, Training
 from bigmap.training.augmenting import order_chips
 from bigmap.training.batches import Batch, ChipFeed
+from bigmap.training.folder import TrainingFolder
 from bigmap.training.logs import TrainingLog
 from bigmap.training.norms import synchronise_norms
 from bigmap.training.optimising import MovingAverage, Schedule, clip_gradients, make_optimiser
@@ -123,6 +124,8 @@ class Trainer:
     ----------
     job
         What is trained on what.
+    folder
+        Where the first process writes.
     link
         To the other processes.
     device
@@ -136,6 +139,7 @@ class Trainer:
     def __init__(
         self,
         job: TrainingJob,
+        folder: TrainingFolder,
         link: Link,
         device: torch.device,
         *,
@@ -146,7 +150,7 @@ class Trainer:
         self.job, self.link, self.device = job, link, device
         self.settings = job.settings
         self.reporter, self.should_stop = reporter, should_stop
-        self.folder = job.folder
+        self.folder = folder
         self.position = Position()
         self.log: TrainingLog | None = None
         self.told_undefined = False
@@ -439,6 +443,7 @@ class Trainer:
         with torch.inference_mode():
             outputs = self.compute(model, batch.to(self.device))
         self.model.train()
+        self.folder.check_held()
         on_cpu = {key: values.cpu() for key, values in outputs.items()}
         draw_samples(self.folder.pictures / name, batch, on_cpu, model.spec)
 

@@ -13,6 +13,7 @@ from bigmap.errors import BigmapError, OutputError, TrainingError
 from bigmap.lease import Lease
 from bigmap.machine import count_cores, count_gpus
 from bigmap.runs import mark_run_folder
+from bigmap.training.folder import TrainingFolder
 from bigmap.training.launching import launch
 from bigmap.training.loop import Trainer, TrainingSummary
 from bigmap.training.preparing import TrainingJob, check_parts, prepare_training
@@ -48,7 +49,7 @@ def train_recipe(
     Raises
     ------
     BigmapError
-        If the recipe cannot work, or the place of the weights is taken.
+        If the recipe cannot work, or the place of the weights is taken, now or while it trains.
     """
     reporter = reporter or SilentTraining()
     rank = find_rank()
@@ -87,18 +88,23 @@ def run_rank(
         torch.set_num_threads(max(1, count_cores() // rank.local_world))
     with (
         open_link(rank, device) as link,
-        _take_folder(job, link, resume=resume, overwrite=overwrite) as resuming,
+        _take_folder(job, link, resume=resume, overwrite=overwrite) as (folder, resuming),
     ):
         trainer = Trainer(
-            job, link, device,
+            job, folder, link, device,
             reporter=reporter if rank.is_first else SilentTraining(), should_stop=should_stop,
         )  # fmt: skip
         return trainer.run(resume=resuming)
 
 
 @contextmanager
-def _take_folder(job: TrainingJob, link: Link, *, resume: bool, overwrite: bool) -> Iterator[bool]:
-    """Let the first process take the place of the weights, and tell all whether to resume."""
+def _take_folder(
+    job: TrainingJob, link: Link, *, resume: bool, overwrite: bool
+) -> Iterator[tuple[TrainingFolder, bool]]:
+    """Let the first process take the place of the weights, and tell all whether to resume.
+
+    The folder is the first process's to write, as long as its lease lasts.
+    """
     lease = Lease(str(job.folder.path))
     refusal: BigmapError | None = None
     verdict = torch.zeros(2)
@@ -117,7 +123,8 @@ def _take_folder(job: TrainingJob, link: Link, *, resume: bool, overwrite: bool)
             raise refusal
         if verdict[1]:
             raise TrainingError("the first process cannot start; it says why")
-        yield bool(verdict[0])
+        held = TrainingFolder(job.folder.weights, lease if link.rank.is_first else None)
+        yield held, bool(verdict[0])
     finally:
         if link.rank.is_first:
             lease.release()

@@ -12,6 +12,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 import bigmap
 from bigmap.config import parse_recipe
+from bigmap.errors import OutputError
 from bigmap.lease import Lease
 from bigmap.ledger import BlockRecord, Ledger
 from bigmap.runner import SilentReporter, run_plan
@@ -140,6 +141,23 @@ def fail_in_the_middle(job, block, rows):
 FAILING: dict[str, str] = {}
 
 
+def find_another_dtype(job, block, rows):
+    from bigmap.errors import UnfitFileError
+
+    raise UnfitFileError("B04.tif: holds float32")
+
+
+def test_what_trying_again_cannot_help_is_not_tried_again(tmp_path):
+    plan = make_plan(tmp_path, 64)
+    with start_cluster(threads=1) as (_, client):
+        summary = run_plan(plan, client, limit=1, task=find_another_dtype)
+    ((name, error),) = summary.failures
+    assert error == "B04.tif: holds float32"
+    record = Ledger(RunFolder(plan.recipe.output.path).path).latest()[name]
+    assert record.attempts == 1
+    assert list(record.without_data_km2) == ["could not be read"]
+
+
 def test_a_second_driver_is_refused(tmp_path):
     from bigmap.errors import LeaseError
 
@@ -153,6 +171,18 @@ def test_a_second_driver_is_refused(tmp_path):
     finally:
         lease.release()
     assert not folder.exists()
+
+
+def test_a_map_that_another_run_finished_meanwhile_stays(tmp_path):
+    slow, fast = make_plan(tmp_path, 64), make_plan(tmp_path, 64)
+    with start_cluster(threads=1) as (_, client):
+        run_plan(fast, client, limit=2, task=do_nothing)
+        folder = RunFolder(fast.recipe.output.path)
+        before = Ledger(folder.path).latest()
+        with pytest.raises(OutputError, match="exists; add --resume to go on with it or --overw"):
+            run_plan(slow, client, limit=1, task=do_nothing)
+    assert Ledger(folder.path).latest() == before
+    assert len(before) == 2
 
 
 def test_the_stored_recipe_is_read_back(tmp_path):

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bigmap.catalog import find_items
@@ -182,6 +184,14 @@ def test_binary_noise_is_no_parquet(tmp_path):
     path = tmp_path / "items.parquet"
     path.write_bytes(os.urandom(500))
     with pytest.raises(CatalogError, match=r"items.parquet cannot be read as stac-geoparquet"):
+        find(path)
+
+
+def test_parquet_whose_assets_are_text_is_refused(tmp_path):
+    path = tmp_path / "items.parquet"
+    rows = {"id": ["a"], "geometry": [b""], "assets": ["{}"]}
+    pq.write_table(pa.table(rows), path)
+    with pytest.raises(CatalogError, match=r"stac-geoparquet \(its assets are string, not a str"):
         find(path)
 
 

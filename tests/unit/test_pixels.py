@@ -16,7 +16,7 @@ from bigmap.cube.pixels import BANDS, MaskPixels
 from bigmap.cube.reading import Access, RasterReader
 from bigmap.cube.resampling import TargetGrid
 from bigmap.cube.staging import Reach, copy_parts, copy_whole
-from bigmap.errors import ReadError
+from bigmap.errors import ReadError, UnfitFileError
 from bigmap.planning import mask_rule
 from bigmap.quality import CLEAR, NO_DATA, SPOILT, MaskRule
 
@@ -134,7 +134,7 @@ def test_declared_nodata_of_shares_is_never_clear(write, nodata):
 @pytest.mark.parametrize("rule", [BINARY, PERCENT, SCL, MaskRule("bits", "qa60", bits=(1,))])
 def test_masks_of_floats_are_refused_unless_the_rule_says_their_scale(write, rule):
     path = write(0.97, 0.1, "float32")
-    with pytest.raises(ReadError, match=r"file\.tif: holds float32, but a mask of kind"):
+    with pytest.raises(UnfitFileError, match=r"file\.tif: holds float32, but a mask of kind"):
         read(path, MaskPixels(rule))
     assert read(path, MaskPixels(SHARE)) == [SPOILT, CLEAR]
 

@@ -6,6 +6,8 @@ import csv
 import errno
 import json
 import math
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import bigmap
 from bigmap.chips import META
 from bigmap.cli import main
 from bigmap.errors import LeaseError, TrainingError
-from bigmap.lease import Lease, read_lease
+from bigmap.lease import Lease, LeaseState, read_lease
 from bigmap.models import build_model, read_card, read_tensors
 from bigmap.training import train_recipe
 from bigmap.training.folder import TrainingFolder
@@ -66,6 +68,43 @@ def test_two_trainings_of_the_same_weights_do_not_meet(tmp_path: Path) -> None:
     other.release()
     assert train_recipe(recipe, overwrite=True).exit_code == 0
     assert read_lease(str(tmp_path / "weights.run")) is None
+
+
+class TakenOver(SilentTraining):
+    """Lets another training take over after an epoch, and remembers what it finds."""
+
+    def __init__(self, folder: Path, *, after_epoch: int) -> None:
+        self.folder, self.after_epoch = folder, after_epoch
+        self.found: dict[Path, bytes] = {}
+
+    def read(self) -> dict[Path, bytes]:
+        files = [self.folder.with_suffix(end) for end in (".safetensors", ".json")]
+        files += [file for file in self.folder.rglob("*") if file.is_file()]
+        return {file: file.read_bytes() for file in files if file.parent.name != "lease"}
+
+    def add_epoch(self, epoch: int, values: Any, *, is_best: bool) -> None:
+        if epoch == self.after_epoch:
+            successor = LeaseState("another", "elsewhere", 1, time.time(), term=2)
+            file = self.folder / "lease" / "000000002.json"
+            file.write_text(json.dumps(asdict(successor)))
+            self.found = self.read()
+
+
+def test_a_training_that_was_taken_over_writes_no_more(tmp_path: Path) -> None:
+    chips = write_chips(tmp_path / "chips.zarr")
+    recipe = make_recipe(tmp_path, chips, training={"epochs": 5, "checkpoint_minutes": 1e-6})
+    folder = tmp_path / "weights.run"
+    reporter = TakenOver(folder, after_epoch=2)
+    with pytest.raises(LeaseError, match=r"another run .* on elsewhere\) took this output over"):
+        train_recipe(recipe, reporter=reporter)
+    assert folder / "checkpoint.pt" in reporter.found
+    after = reporter.read()
+    # TensorBoard's own file is of one process, and what it still has in memory is written.
+    events = [file for file in after if "tensorboard" in file.parts]
+    assert events
+    for file in events:
+        del reporter.found[file], after[file]
+    assert after == reporter.found
 
 
 RGB = ["red", "green", "blue"]
