@@ -513,6 +513,14 @@ class _StrictLoader(yaml.SafeLoader):
                 None, None, f"a value is no {tag}", node.start_mark
             ) from None
 
+    def construct_scalar(self, node: Any) -> Any:
+        """Refuse halves of characters, which an escape can name and no file can hold."""
+        value = super().construct_scalar(node)
+        if not _is_text(value):
+            problem = "a text holds half a character (a lone surrogate)"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return value
+
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
         """Refuse duplicate keys, of which YAML would silently take the last."""
         if not isinstance(node, yaml.MappingNode):  # a tag can claim anything
@@ -525,6 +533,10 @@ class _StrictLoader(yaml.SafeLoader):
                 None, None, f"the key {', '.join(doubled)} stands twice", node.start_mark
             )
         return super().construct_mapping(node, deep=deep)
+
+
+def _is_text(value: object) -> bool:
+    return not (isinstance(value, str) and any("\ud800" <= each <= "\udfff" for each in value))
 
 
 class _PlainDumper(yaml.SafeDumper):

@@ -256,6 +256,8 @@ def test_words_and_codes_name_classes_and_come_back_from_the_stored_recipe(tmp_p
     ("content", "message"),
     [
         (b"name: a\nname: b", "at line 1: the key name stands twice"),
+        (b'a: 1\nb: "\\ud800"', "at line 2: a text holds half a character"),
+        (b'"\\ud800": 1', "at line 1: a text holds half a character"),
         (b"a: &x [1]\nb: [*x, *x]", "at line 2: anchors and aliases are refused"),
         (b"grid:\n\tcrs: 1", "at line 2: found character"),
         ("name: ñ".encode("latin-1"), "is not a text in UTF-8"),
