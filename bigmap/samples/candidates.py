@@ -9,9 +9,9 @@ import numpy.typing as npt
 import shapely
 
 from bigmap import grid
+from bigmap.draws import derive_seed, hash_ints, to_uniform
 from bigmap.grid import ROI, Area, Lattice
 from bigmap.samples.splits import SplitAreas
-from bigmap.simulate.noise import derive_seed, hash_ints, to_uniform
 
 TILE_PX = 256
 """Least side of what is read at once: chips lie close, and small reads are slow."""

@@ -13,8 +13,8 @@ from shapely.geometry.base import BaseGeometry
 
 from bigmap.chips import SPLITS
 from bigmap.config import CellSplit, PolygonSplit, SceneSplit, SplitConfig, WithinSceneSplit
+from bigmap.draws import derive_seed, hash_ints, to_uniform
 from bigmap.errors import SamplesError
-from bigmap.simulate.noise import derive_seed, hash_ints, to_uniform
 from bigmap.vectors import name_values, normalise, open_vector, take_polygons
 
 Bounds = tuple[float, float, float, float]

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigmap.simulate.noise import F64, derive_seed, hash_ints, to_normal, to_uniform
+from bigmap.draws import F64, derive_seed, hash_ints, to_uniform
+from bigmap.simulate.noise import to_normal
 
 ORBITS = 143
 CYCLE = dt.timedelta(days=10)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 
-from bigmap.simulate.noise import F64
+from bigmap.draws import F64
 
 Image = npt.NDArray[np.floating[npt.NBitBase]] | npt.NDArray[np.float32] | F64
 

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
+from bigmap.draws import F64, derive_seed
 from bigmap.simulate.covers import ROOFS, Cover
-from bigmap.simulate.noise import F32, F64, NOISE_STD, derive_seed, sample_fractal
+from bigmap.simulate.noise import F32, NOISE_STD, sample_fractal
 
 U8 = npt.NDArray[np.uint8]
 

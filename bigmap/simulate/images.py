@@ -8,10 +8,11 @@ import math
 import numpy as np
 from affine import Affine
 
+from bigmap.draws import derive_seed, hash_ints
 from bigmap.errors import PlanError
 from bigmap.items import BANDS
 from bigmap.simulate.landscape import build_landscape
-from bigmap.simulate.noise import F32, derive_seed, hash_ints, to_normal
+from bigmap.simulate.noise import F32, to_normal
 from bigmap.simulate.painting import paint_ground
 from bigmap.simulate.patch import NODE_M, Patch
 from bigmap.simulate.sensor import make_sampler, spread_of

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bigmap.draws import F64, U64, derive_seed, hash_ints, to_uniform
 from bigmap.simulate.covers import N_COVERS, Cover
-from bigmap.simulate.noise import F32, F64, I64, U64, derive_seed, hash_ints, to_uniform
+from bigmap.simulate.noise import F32, I64
 from bigmap.simulate.patch import Patch, refine
 from bigmap.simulate.relief import Relief, shape_relief
 from bigmap.simulate.settlements import Lots, build_lots, sample_urbanity

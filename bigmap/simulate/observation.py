@@ -8,12 +8,13 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from bigmap.draws import F64, derive_seed, hash_ints
 from bigmap.items import BANDS
 from bigmap.simulate.acquisitions import ALTITUDE_KM, HALF_SWATH_KM, Datatake
 from bigmap.simulate.classification import Scene, classify_scene
 from bigmap.simulate.covers import Cover
 from bigmap.simulate.landscape import Landscape
-from bigmap.simulate.noise import F32, F64, derive_seed, hash_ints, to_normal
+from bigmap.simulate.noise import F32, to_normal
 from bigmap.simulate.painting import paint_ground
 from bigmap.simulate.patch import Patch, average_nodes, refine
 from bigmap.simulate.sensor import MSI, Band, Optics, box_mean, draw_noise

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pyproj import Transformer
 
-from bigmap.simulate.noise import F64
+from bigmap.draws import F64
 
 FINE_M = 2.5
 """Pixel size of the world, in metres."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bigmap.draws import F64, derive_seed, to_uniform
 from bigmap.simulate.covers import Cover
-from bigmap.simulate.noise import F32, F64, derive_seed, sample_fractal, sample_noise, to_uniform
+from bigmap.simulate.noise import F32, sample_fractal, sample_noise
 from bigmap.simulate.patch import NODE_M, refine
 from bigmap.simulate.voronoi import Cells
 

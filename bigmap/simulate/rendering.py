@@ -15,12 +15,12 @@ import numpy.typing as npt
 import shapely
 from affine import Affine
 
+from bigmap.draws import F64
 from bigmap.simulate.acquisitions import Datatake, list_datatakes
 from bigmap.simulate.files import replace_file, write_cog, write_jp2
 from bigmap.simulate.flavours import SceneFile, native_gsd_m
 from bigmap.simulate.items import describe_item
 from bigmap.simulate.landscape import build_landscape
-from bigmap.simulate.noise import F64
 from bigmap.simulate.observation import MARGIN_M, Observation, start_observation
 from bigmap.simulate.patch import NODE_M, Patch
 from bigmap.simulate.tiles import PIECE_M, Part

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 
-from bigmap.simulate.noise import F32, F64, derive_seed, hash_ints, to_normal
+from bigmap.draws import F64, derive_seed, hash_ints
+from bigmap.simulate.noise import F32, to_normal
 from bigmap.simulate.patch import FINE_M
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bigmap.draws import F64, derive_seed, hash_ints, to_uniform
 from bigmap.simulate.covers import Cover
-from bigmap.simulate.noise import F32, F64, derive_seed, hash_ints, sample_fractal, to_uniform
+from bigmap.simulate.noise import F32, sample_fractal
 from bigmap.simulate.voronoi import Cells
 
 U8 = npt.NDArray[np.uint8]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from bigmap.draws import F64, to_uniform
 from bigmap.simulate.covers import N_COVERS, Cover
-from bigmap.simulate.noise import F32, F64, I64, to_uniform
+from bigmap.simulate.noise import F32, I64
 from bigmap.simulate.patch import FINE_M, FINE_PER_NODE
 from bigmap.simulate.units import Units
 

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bigmap.draws import F64, hash_ints, to_uniform
 from bigmap.items import BANDS
 from bigmap.simulate.covers import N_COVERS, Cover
-from bigmap.simulate.noise import F32, F64, hash_ints, to_normal, to_uniform
+from bigmap.simulate.noise import F32, to_normal
 from bigmap.simulate.units import Units
 
 # Wavelengths, in nm: 443 490 560 665 705 740 783 842 865 945 1375 1610 2190

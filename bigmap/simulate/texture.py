@@ -8,7 +8,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from bigmap.simulate.noise import F32, F64, derive_seed, hash_ints, to_uniform
+from bigmap.draws import F64, derive_seed, hash_ints, to_uniform
+from bigmap.simulate.noise import F32
 from bigmap.simulate.patch import FINE_M
 from bigmap.simulate.voronoi import Cells
 

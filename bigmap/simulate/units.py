@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from pyproj import Transformer
 
+from bigmap.draws import F64, U64, derive_seed, to_uniform
 from bigmap.simulate.covers import Cover
-from bigmap.simulate.noise import F64, U64, derive_seed, sample_noise, to_uniform
+from bigmap.simulate.noise import sample_noise
 from bigmap.simulate.patch import WORLD
 from bigmap.simulate.relief import sample_humidity
 from bigmap.simulate.voronoi import Cells

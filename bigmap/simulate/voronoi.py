@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigmap.simulate.noise import F64, I64, U64, hash_ints, to_uniform
+from bigmap.draws import F64, U64, hash_ints, to_uniform
+from bigmap.simulate.noise import I64
 from bigmap.simulate.patch import FINE_PER_NODE, average_nodes
 
 

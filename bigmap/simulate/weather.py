@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigmap.simulate.noise import F32, F64, derive_seed, hash_ints, sample_fractal, to_uniform
+from bigmap.draws import F64, derive_seed, hash_ints, to_uniform
+from bigmap.simulate.noise import F32, sample_fractal
 
 CLEAR_SHARE = 0.4
 """Share of datatakes with a blue sky."""

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
 
+from bigmap.draws import hash_ints, to_uniform
 from bigmap.simulate import render_truth
-from bigmap.simulate.noise import hash_ints, sample_noise, to_uniform
+from bigmap.simulate.noise import sample_noise
 from bigmap.simulate.patch import Patch, refine
 from bigmap.simulate.tiles import SCENE_SIDES_PX, TILE_PX, Tile, list_parts
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from bigmap.draws import hash_ints
 from bigmap.simulate.acquisitions import Datatake, list_datatakes
 from bigmap.simulate.checks import (
     estimate_shift,
@@ -21,7 +22,7 @@ from bigmap.simulate.checks import (
 )
 from bigmap.simulate.covers import Cover
 from bigmap.simulate.landscape import Landscape, build_landscape
-from bigmap.simulate.noise import hash_ints, sample_noise, to_normal
+from bigmap.simulate.noise import sample_noise, to_normal
 from bigmap.simulate.observation import MARGIN_M, Observation, start_observation
 from bigmap.simulate.patch import Patch
 from bigmap.simulate.rendering import quantise
