@@ -21,6 +21,7 @@ from bigmap.errors import BigmapError
 from bigmap.inference import optimise
 from bigmap.machine import count_cores
 from bigmap.models.base import MapModel
+from bigmap.models.devices import EMULATED_BFLOAT16, SLOW_BFLOAT16, has_bfloat16
 from bigmap.models.dry_pass import PassSize
 from bigmap.models.facts import COUNTED_DATES, KM2_PX, count_gflop_per_km2
 from bigmap.models.trial import choose_trial_px, time_pass
@@ -161,11 +162,21 @@ def try_model(
     cluster = recipe.cluster if isinstance(recipe.cluster, LocalCluster) else LocalCluster()
     threads = max(1, int(cores_of_worker(cluster)))
     dates = max(1, min(estimate.dates, recipe.dates.max_per_cell))
-    side_px = choose_trial_px(gflop_per_km2 * dates / COUNTED_DATES, model.spec.multiple_px)
-    size = PassSize(1, dates, side_px, recipe.inference.precision)
+    precision = recipe.inference.precision
+    cost = gflop_per_km2 * dates / COUNTED_DATES
+    if precision == "bfloat16" and not has_bfloat16():
+        cost *= EMULATED_BFLOAT16
+    side_px = choose_trial_px(cost, model.spec.multiple_px)
+    size = PassSize(1, dates, side_px, precision)
     seconds = time_pass(optimise(model), size, threads=threads)
     core_s = seconds * threads / (dates * side_px**2) * estimate.date_px
     return Trial(side_px, dates, threads, seconds, core_s)
+
+
+def emulates_bfloat16(recipe: Recipe) -> bool:
+    """Tell whether a run computes in bfloat16 on this machine's processor, which emulates it."""
+    is_here = recipe.cluster.kind == "local"
+    return is_here and recipe.inference.precision == "bfloat16" and not has_bfloat16()
 
 
 def _named_clusters() -> list[tuple[str, ClusterConfig]]:
@@ -285,6 +296,8 @@ def _describe_assumptions(
             f"tried on this machine: a window of {trial.side_px} px with {trial.dates} dates took "
             f"{trial.seconds:.2g} s on {trial.threads} threads; used for workers of this machine"
         )
+        if load.precision == "bfloat16" and not has_bfloat16():
+            lines.append(SLOW_BFLOAT16)
     if measured is not None:
         lines.append(
             f"measured: {measured.blocks} blocks of {measured.output} on {measured.device} took "

@@ -48,8 +48,9 @@ from bigmap.errors import (
     OutputError,
     StoppedError,
 )
-from bigmap.estimates import describe_clusters, estimate_clusters
+from bigmap.estimates import describe_clusters, emulates_bfloat16, estimate_clusters
 from bigmap.models import refuse_random
+from bigmap.models.devices import SLOW_BFLOAT16
 from bigmap.planning import (
     Plan,
     advise_weights,
@@ -194,6 +195,8 @@ def run_command(
         console.print(f"note: {describe_weights(given)}", markup=False)
     if spec.notice:
         console.print(f"note: {spec.notice}")
+    if emulates_bfloat16(loaded):
+        console.print(f"note: {SLOW_BFLOAT16}")
     if loaded.source.kind == "simulated":
         console.print("note: the scenes are simulated; the map shows no real place")
     elif spec.is_simulated:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bigmap.models.base import MapModel
+from bigmap.models.devices import has_bfloat16
 
 SMALL_PX = 32
 """Side of the window that a model sees for real where fake tensors do not do."""
@@ -40,6 +41,8 @@ class PassSize:
 def count_pass_bytes(model: MapModel, size: PassSize) -> int:
     """Return the most bytes of tensors alive at once in a pass on the CPU, without the weights.
 
+    Where bfloat16 is emulated, float32 copies of its tensors come on top, which no tensor shows.
+
     Parameters
     ----------
     model
@@ -57,6 +60,8 @@ def count_pass_bytes(model: MapModel, size: PassSize) -> int:
             small = PassSize(size.windows, size.dates, side_px, size.precision)
             share = (size.side_px / side_px) ** 2
             _KNOWN[key] = round(_run(model, small, is_fake=False) * share)
+    if size.precision == "bfloat16" and not has_bfloat16():
+        return _KNOWN[key] + count_pass_bytes(model, replace(size, precision="float32"))
     return _KNOWN[key]
 
 

@@ -97,4 +97,16 @@ def test_wider_networks_longer_series_and_larger_batches_take_more():
     assert count_pass_bytes(wide, size) > 2 * few
     assert count_pass_bytes(narrow, PassSize(4, 4, 64)) == pytest.approx(2 * few, rel=0.05)
     assert count_pass_bytes(narrow, PassSize(2, 8, 64)) > 1.3 * few
-    assert count_pass_bytes(narrow, PassSize(2, 4, 64, "bfloat16")) < few
+
+
+def test_bfloat16_takes_less_than_float32_where_the_processor_has_it_and_both_where_not(
+    monkeypatch,
+):
+    model = optimise(build_model("small-conv", {"width": 16}))
+    whole = count_pass_bytes(model, PassSize(2, 4, 64))
+    monkeypatch.setattr("bigmap.models.dry_pass.has_bfloat16", lambda: True)
+    half = count_pass_bytes(model, PassSize(2, 4, 64, "bfloat16"))
+    monkeypatch.setattr("bigmap.models.dry_pass.has_bfloat16", lambda: False)
+    emulated = count_pass_bytes(model, PassSize(2, 4, 64, "bfloat16"))
+    assert 0.4 * whole < half < whole
+    assert emulated == whole + half
