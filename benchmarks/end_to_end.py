@@ -40,11 +40,11 @@ from benchmarks.measuring import (
 from bigmap import api, grid
 from bigmap.blocks import BlockJob, name_block
 from bigmap.clusters import open_client
+from bigmap.clusters.sizes import size_cluster
 from bigmap.config import parse_recipe, read_yaml
 from bigmap.grid import ROI
 from bigmap.items import ItemRow
 from bigmap.ledger import BlockRecord
-from bigmap.planning import workers_of
 from bigmap.runner import run_plan
 from bigmap.simulate import SceneRequest, write_scenes
 from bigmap.simulate.scenes import VERSION
@@ -122,7 +122,7 @@ class Case:
             "dilate": mask.dilate_px,
             "threshold": recipe.model.options["threshold"],
             "scale": UPSCALE,
-            "workers": workers_of(recipe),
+            "workers": size_cluster(recipe.cluster).workers,
             "threads": recipe.cluster.blocks_per_worker,
         }
         (self.folder / "case.json").write_text(json.dumps(by_hand))

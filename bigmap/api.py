@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from bigmap.chips import Split
-from bigmap.clusters import Cluster, threads_per_worker
+from bigmap.clusters import Cluster
 from bigmap.clusters.mapping import map_on
 from bigmap.config import Recipe, load_recipe, parse_recipe
 from bigmap.cube import open_cube_of
@@ -250,7 +250,7 @@ def extract(
             cluster.client,
             resume=resuming,
             limit=limit,
-            threads=threads_per_worker(of_samples),
+            threads=cluster.sizes.threads,
             reporter=reporter,
             overwrite=overwrite,
         )

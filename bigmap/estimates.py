@@ -7,25 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bigmap.config import (
-    ClusterConfig,
-    ExistingCluster,
-    LocalCluster,
-    LocalCudaCluster,
-    Recipe,
-    SlurmCluster,
-    list_clusters,
-    load_cluster,
-)
+from bigmap.clusters.sizes import ClusterSizes, size_cluster
+from bigmap.config import Recipe, list_clusters, load_cluster
 from bigmap.errors import BigmapError
 from bigmap.inference import optimise
-from bigmap.machine import count_cores
 from bigmap.models.base import MapModel
 from bigmap.models.devices import EMULATED_BFLOAT16, SLOW_BFLOAT16, has_bfloat16
 from bigmap.models.dry_pass import PassSize
 from bigmap.models.facts import COUNTED_DATES, KM2_PX, count_gflop_per_km2
 from bigmap.models.trial import choose_trial_px, time_pass
-from bigmap.planning import Estimate, count_workers
+from bigmap.planning import Estimate
 from bigmap.runs import RunFolder, differing_fields
 
 CORE_GFLOPS = {"float32": 24.0, "bfloat16": 67.0}
@@ -69,9 +60,9 @@ class ModelLoad:
     trial: Trial | None = None
     """Of this machine; None where no cluster is local, or an earlier run tells more."""
 
-    def core_s(self, cluster: ClusterConfig) -> float:
+    def core_s(self, sizes: ClusterSizes) -> float:
         """Return its seconds on one core of a cluster."""
-        if self.trial is not None and isinstance(cluster, LocalCluster):
+        if self.trial is not None and sizes.is_like_driver:
             return self.trial.core_s
         return self.gflop / CORE_GFLOPS[self.precision]
 
@@ -139,28 +130,30 @@ def estimate_clusters(
     gflop_per_km2 = count_gflop_per_km2(model)
     gflop = gflop_per_km2 / KM2_PX / counted * estimate.date_px
     measured = find_measured(recipe)
-    clusters = [("recipe", recipe.cluster), *_named_clusters()]
+    clusters = [("recipe", size_cluster(recipe.cluster)), *_named_clusters()]
+    like_driver = [sizes for _, sizes in clusters if sizes.is_like_driver]
     trial = None
-    if measured is None and any(isinstance(each, LocalCluster) for _, each in clusters):
-        trial = try_model(recipe, model, estimate, gflop_per_km2=gflop_per_km2)
+    if measured is None and like_driver:
+        trial = try_model(
+            recipe, model, estimate,
+            gflop_per_km2=gflop_per_km2, threads=like_driver[0].threads,
+        )  # fmt: skip
     load = ModelLoad(gflop, recipe.inference.precision, trial)
     found = [
         _estimate_cluster(
-            name, cluster, load, estimate, mb_s=REMOTE_MB_S if is_remote else LOCAL_MB_S,
+            name, sizes, load, estimate, mb_s=REMOTE_MB_S if is_remote else LOCAL_MB_S,
             measured=measured, price=price_per_gpu_hour,
             wants_cpu=recipe.inference.device == "cpu",
         )
-        for name, cluster in clusters
+        for name, sizes in clusters
     ]  # fmt: skip
     return found, _describe_assumptions(load, measured, is_remote=is_remote)
 
 
 def try_model(
-    recipe: Recipe, model: MapModel, estimate: Estimate, *, gflop_per_km2: float
+    recipe: Recipe, model: MapModel, estimate: Estimate, *, gflop_per_km2: float, threads: int
 ) -> Trial:
     """Time a small window on this machine, with the threads that a worker of it has."""
-    cluster = recipe.cluster if isinstance(recipe.cluster, LocalCluster) else LocalCluster()
-    threads = max(1, int(cores_of_worker(cluster)))
     dates = max(1, min(estimate.dates, recipe.dates.max_per_cell))
     precision = recipe.inference.precision
     cost = gflop_per_km2 * dates / COUNTED_DATES
@@ -179,11 +172,11 @@ def emulates_bfloat16(recipe: Recipe) -> bool:
     return is_here and recipe.inference.precision == "bfloat16" and not has_bfloat16()
 
 
-def _named_clusters() -> list[tuple[str, ClusterConfig]]:
+def _named_clusters() -> list[tuple[str, ClusterSizes]]:
     found = []
     for name, file in list_clusters().items():
         try:
-            found.append((name, load_cluster(file or name)))
+            found.append((name, size_cluster(load_cluster(file or name))))
         except BigmapError:
             continue  # `bigmap cluster list` says what is wrong with it
     return found
@@ -214,56 +207,32 @@ def find_measured(recipe: Recipe) -> Measured | None:
 
 
 def _estimate_cluster(
-    name: str, cluster: ClusterConfig, load: ModelLoad, estimate: Estimate, *,
+    name: str, sizes: ClusterSizes, load: ModelLoad, estimate: Estimate, *,
     mb_s: float, measured: Measured | None, price: float | None, wants_cpu: bool,
 ) -> ClusterEstimate:  # fmt: skip
-    workers, cores = count_workers(cluster), cores_of_worker(cluster)
-    has_gpu = has_gpus(cluster) and not wants_cpu
+    workers, cores = sizes.workers, sizes.cores
+    has_gpu = sizes.has_gpu and not wants_cpu
     core_s = (READ_CORE_S * estimate.samples + WRITE_CORE_S * estimate.output_px) / 1e6
     seconds = {"reading": 1e3 * estimate.read_gb / mb_s}
     if has_gpu:
         gpu_s = load.gflop / GPU_GFLOPS[load.precision]
         seconds |= {"CPU cores": core_s / cores, "GPU": gpu_s}
     else:
-        core_s += FINISH_CORE_S * estimate.output_px / 1e6 + load.core_s(cluster)
+        core_s += FINISH_CORE_S * estimate.output_px / 1e6 + load.core_s(sizes)
         seconds["CPU cores"] = core_s / cores
     device = "cuda" if has_gpu else "cpu"
     if measured is not None and measured.device == device:
         spent = measured.block_s_per_km2 * estimate.area_km2
-        seconds = {"measured": spent / cluster.blocks_per_worker}
+        seconds = {"measured": spent / sizes.blocks}
     # Blocks overlap: one reads while another predicts, so the slowest part decides.
     bound = max(seconds, key=lambda part: seconds[part])
     hours = seconds[bound] / workers / 3600
-    if isinstance(cluster, LocalCluster):
+    if sizes.is_like_driver:
         overviews_s = OVERVIEW_CORE_S * estimate.output_px / 1e6 * 4 / 3 / cores / workers
         hours += (START_S + overviews_s) / 3600
     gpu_hours = hours * workers if has_gpu else 0.0
     cost = price * gpu_hours if price is not None and has_gpu else None
-    return ClusterEstimate(
-        name, str(cluster.kind), device, workers, cores, hours, gpu_hours, cost, bound
-    )
-
-
-def cores_of_worker(cluster: ClusterConfig) -> float:
-    """Return how many cores a worker has."""
-    match cluster:
-        case LocalCluster() | LocalCudaCluster():
-            return max(1.0, count_cores() / count_workers(cluster))
-        case SlurmCluster(cpus_per_worker=cores) | ExistingCluster(cpus_per_worker=cores):
-            return float(cores)
-
-
-def has_gpus(cluster: ClusterConfig) -> bool:
-    """Tell whether each worker of a cluster has a GPU."""
-    match cluster:
-        case LocalCudaCluster():
-            return True
-        case SlurmCluster(gpus_per_job=gpus):
-            return gpus > 0
-        case ExistingCluster(gpu=gpu):
-            return gpu
-        case _:
-            return False
+    return ClusterEstimate(name, sizes.kind, device, workers, cores, hours, gpu_hours, cost, bound)
 
 
 def _describe_assumptions(

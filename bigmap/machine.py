@@ -1,8 +1,7 @@
-"""What this machine has: memory, cores, GPUs; no library of the GPU's maker is needed to ask."""
+"""What this machine has: cores, GPUs; no library of the GPU's maker is needed to ask."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -20,24 +19,11 @@ these. With a heap for each thread a worker keeps what one block's pass took whi
 takes as much; one heap serves both. Other C libraries ignore them."""
 
 
-CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
-"""Where Linux says how much memory a container or a job may take, in version 2 and in version 1."""
-
-
-def machine_memory_gb() -> float:
-    """Return the memory that processes may use here, in GB: the machine's, or its container's."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in CGROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
-            limits.append(int(file.read_text()))
-    return min(limits) / 1e9
-
-
 def count_cores() -> int:
-    """Return how many cores this process may use; a job often may not use all of its machine."""
+    """Return how many cores this process may use, by affinity and control group.
+
+    A job or a container often may not use all cores of its machine.
+    """
     return int(cpu_count())
 
 

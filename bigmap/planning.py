@@ -22,19 +22,15 @@ from bigmap.area import lonlat_of, read_area
 from bigmap.blocks import BlockJob, name_block
 from bigmap.catalog import Audit, Catalogue, find_items
 from bigmap.catalog.hrefs import is_url, path_of
+from bigmap.clusters.sizes import ClusterSizes, size_cluster
 from bigmap.config import (
     UTM,
-    ClusterConfig,
-    ExistingCluster,
     FilesSource,
-    LocalCluster,
-    LocalCudaCluster,
     MaskConfig,
     ModelConfig,
     RealSourceConfig,
     Recipe,
     SimulatedSource,
-    SlurmCluster,
 )
 from bigmap.cube import Access
 from bigmap.cube.loaders import bounds_on, epsg_of
@@ -42,7 +38,6 @@ from bigmap.errors import CatalogError, EmptyAreaError, PlanError, RecipeError
 from bigmap.grid import ROI, Area, Lattice
 from bigmap.inference import Engine, Windowing, optimise
 from bigmap.items import AssetRow, ItemTable
-from bigmap.machine import count_cores, count_gpus, machine_memory_gb
 from bigmap.models import (
     LEGENDS,
     ClassEntry,
@@ -147,6 +142,8 @@ class Plan:
     model: MapModel
     windowing: Windowing
     layers: tuple[LayerSpec, ...]
+    sizes: ClusterSizes
+    """Of the recipe's cluster."""
 
     def name(self, block: ROI) -> str:
         """Return the name of a block."""
@@ -359,7 +356,7 @@ class Plan:
             self.layers,
             blends=self.windowing.overlap == "blend",
         )
-        blocks = self.recipe.cluster.blocks_per_worker
+        blocks = self.sizes.blocks
         shared = WEIGHT_COPIES * count_weight_bytes(self.model) + self._resampling_bytes(cell)
         peak = count_peak_bytes(
             cell, canvas, pass_bytes=self._pass_bytes(dates), shared_bytes=shared, blocks=blocks
@@ -386,7 +383,7 @@ class Plan:
         pixels_m = [abs(asset.transform[0]) for asset in self._first_assets()]
         # Finer files are read with all they hold below a cell.
         finer = max([1.0] + [(self.lattice.gsd_m / pixel_m) ** 2 for pixel_m in pixels_m])
-        threads = self._read_threads() * self.recipe.cluster.blocks_per_worker
+        threads = self._read_threads() * self.sizes.blocks
         return cell.pixels * (PLANS * method + threads * (APPLYING_BYTES + 8 * (finer - 1)))
 
     def _first_assets(self) -> list[AssetRow]:
@@ -429,14 +426,15 @@ def make_plan(
     if needs_weights:
         refuse_random(model.spec, advise_weights(recipe))
     lattice = make_lattice(recipe, model)
-    windowing = choose_windowing(recipe, model.spec)
+    sizes = size_cluster(recipe.cluster)
+    windowing = choose_windowing(recipe, model.spec, sizes)
     area = read_area(crs=recipe.grid.crs, **recipe.area.model_dump())
     extent = lattice.snap(area.bounds, lattice.extent_step_px)
     _check_size(extent, lattice)
     blocks = _list_blocks(lattice, extent, area)
     layers = _choose_layers(recipe, model)
     nothing = Catalogue(ItemTable.of(()), Audit(0, 0, (), (), (), ()))
-    draft = Plan(recipe, lattice, area, extent, blocks, nothing, model, windowing, layers)
+    draft = Plan(recipe, lattice, area, extent, blocks, nothing, model, windowing, layers, sizes)
     _check_pixels(draft)
     check_inputs(recipe)
     _check_memory(draft)
@@ -625,7 +623,7 @@ def _request_scenes(
     source = recipe.source
     default = SimulatedSource(kind="simulated", start=source.start, end=source.end)
     simulated = source if isinstance(source, SimulatedSource) else default
-    windowing = choose_windowing(recipe, model.spec)
+    windowing = choose_windowing(recipe, model.spec, size_cluster(recipe.cluster))
     # Cells choose their dates as wholes, and blending sees the cells around them too.
     context_px = windowing.halo_px(model.spec, lattice)
     context_px += lattice.cell_px if windowing.overlap == "blend" else 0
@@ -746,9 +744,8 @@ def check_scenes(plan: Plan) -> None:
 
 
 def _check_memory(plan: Plan) -> None:
-    need_gb = plan.memory_gb()
-    limit_gb = worker_memory_gb(plan.recipe)
-    if limit_gb is not None and need_gb > limit_gb:
+    need_gb, limit_gb = plan.memory_gb(), plan.sizes.memory_gb
+    if need_gb > limit_gb:
         raise PlanError(
             f"cluster: a worker needs about {need_gb:.1f} GB but has {limit_gb:.1f} GB; lower "
             "grid.block_px, dates.max_per_cell, inference.batch_windows or "
@@ -756,33 +753,7 @@ def _check_memory(plan: Plan) -> None:
         )
 
 
-def workers_of(recipe: Recipe) -> int:
-    """Return how many worker processes a recipe's cluster has at most."""
-    return count_workers(recipe.cluster)
-
-
-def count_workers(cluster: ClusterConfig) -> int:
-    """Return how many worker processes a cluster has at most."""
-    match cluster:
-        case LocalCluster(workers=workers):
-            return workers or max(1, math.ceil(count_cores() / 2))
-        case LocalCudaCluster(gpus=gpus):
-            return len(gpus) if gpus else max(1, count_gpus())
-        case SlurmCluster(max_jobs=jobs, processes=processes):
-            return jobs * processes
-        case _:
-            return 1
-
-
-def worker_memory_gb(recipe: Recipe) -> float | None:
-    """Return the memory of one worker; None where only the cluster that already runs knows."""
-    cluster = recipe.cluster
-    if cluster.memory_gb is not None or isinstance(cluster, ExistingCluster):
-        return cluster.memory_gb
-    return machine_memory_gb() / workers_of(recipe)
-
-
-def choose_windowing(recipe: Recipe, spec: ModelSpec) -> Windowing:
+def choose_windowing(recipe: Recipe, spec: ModelSpec, sizes: ClusterSizes) -> Windowing:
     """Settle how windows are run, on the device that the cluster's workers have.
 
     Raises
@@ -792,21 +763,14 @@ def choose_windowing(recipe: Recipe, spec: ModelSpec) -> Windowing:
     """
     settings = recipe.inference.model_dump()
     device = settings.pop("device")
-    match recipe.cluster:
-        case LocalCluster():
-            return Windowing.for_model(spec, **settings, device=device)
-        case LocalCudaCluster():
-            has_gpu = True
-        case SlurmCluster(gpus_per_job=gpus):
-            has_gpu = gpus > 0
-        case ExistingCluster(gpu=has_gpu):
-            pass
-    if device == "cuda" and not has_gpu:
+    if sizes.is_like_driver:
+        return Windowing.for_model(spec, **settings, device=device)
+    if device == "cuda" and not sizes.has_gpu:
         raise RecipeError(
-            f"inference.device: cuda is asked for, but the workers of this {recipe.cluster.kind} "
-            "cluster have no GPU; choose another cluster file"
+            f"inference.device: cuda is asked for, but the workers of this {sizes.kind} cluster "
+            "have no GPU; choose another cluster file"
         )
     # The driver may have no GPU, or another one than its workers: their device is what counts.
-    uses_gpu = has_gpu and device != "cpu"
+    uses_gpu = sizes.has_gpu and device != "cpu"
     windowing = Windowing.for_model(spec, **settings, device="cpu")
     return replace(windowing, device="cuda") if uses_gpu else windowing

@@ -24,7 +24,6 @@ from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from bigmap.blocks import BlockJob, run_block
-from bigmap.clusters import threads_per_worker
 from bigmap.clusters.mapping import map_on
 from bigmap.errors import (
     BigmapError,
@@ -262,7 +261,7 @@ def run_plan(
                 if todo:
                     folder.mark_overviews(lease, complete=False)
                 job = plan.job(folder.path, lease.state.owner)
-                driver.drive(todo, job, task, threads_per_worker(plan.recipe))
+                driver.drive(todo, job, task, plan.sizes.threads)
                 if not folder.has_overviews():
                     _write_overviews(client, plan, lease, reporter)
                     folder.mark_overviews(lease, complete=True)

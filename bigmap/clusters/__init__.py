@@ -12,6 +12,7 @@ from distributed import Client
 from bigmap.clusters.existing import connect
 from bigmap.clusters.local import check_process, start_cuda, start_local
 from bigmap.clusters.scenes import render_on
+from bigmap.clusters.sizes import size_cluster
 from bigmap.clusters.slurm import start_slurm
 from bigmap.config import (
     ClusterConfig,
@@ -21,11 +22,9 @@ from bigmap.config import (
     Recipe,
     SlurmCluster,
 )
-from bigmap.machine import count_cores, machine_memory_gb
-from bigmap.planning import count_workers
 from bigmap.simulate import SceneRequest, SceneTask
 
-__all__ = ["Cluster", "open_client", "open_cluster", "render_on", "threads_per_worker"]
+__all__ = ["Cluster", "open_client", "open_cluster", "render_on"]
 
 
 def _say_nothing(message: str) -> None:
@@ -60,17 +59,21 @@ def open_cluster(
     ClusterError
         If the cluster cannot be started or reached.
     """
-    workers = count_workers(settings)
-    memory_gb = settings.memory_gb or machine_memory_gb() / workers
+    sizes = size_cluster(settings)
     match settings:
-        case LocalCluster(blocks_per_worker=blocks):
+        case LocalCluster():
             with (
-                start_local(workers=workers, blocks=blocks, memory_gb=memory_gb) as cluster,
+                start_local(
+                    workers=sizes.workers, blocks=sizes.blocks, memory_gb=sizes.memory_gb
+                ) as cluster,
                 Client(cluster) as client,
             ):
                 yield client
         case LocalCudaCluster():
-            with start_cuda(settings, memory_gb=memory_gb) as cluster, Client(cluster) as client:
+            with (
+                start_cuda(settings, memory_gb=sizes.memory_gb) as cluster,
+                Client(cluster) as client,
+            ):
                 yield client
         case SlurmCluster():
             with start_slurm(settings, note=note) as client:
@@ -91,9 +94,10 @@ class Cluster(ExitStack):
 
     def __init__(self, recipe: Recipe, *, note: Callable[[str], None] = _say_nothing) -> None:
         super().__init__()
-        if isinstance(recipe.cluster, LocalCluster | LocalCudaCluster):
-            check_process()
         self.recipe = recipe
+        self.sizes = size_cluster(recipe.cluster)
+        if self.sizes.is_local:
+            check_process()
         self.note = note
 
     @cached_property
@@ -103,13 +107,4 @@ class Cluster(ExitStack):
 
     def render(self, request: SceneRequest, tasks: Sequence[SceneTask], cache: Path) -> None:
         """Render simulated scenes on the cluster; see :func:`render_on`."""
-        render_on(self.client, request, tasks, cache, threads=threads_per_worker(self.recipe))
-
-
-def threads_per_worker(recipe: Recipe) -> int:
-    """Return how many threads one worker may compute with."""
-    match recipe.cluster:
-        case SlurmCluster(cpus_per_worker=cpus) | ExistingCluster(cpus_per_worker=cpus):
-            return cpus
-        case _:
-            return max(1, count_cores() // count_workers(recipe.cluster))
+        render_on(self.client, request, tasks, cache, threads=self.sizes.threads)

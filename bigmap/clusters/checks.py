@@ -23,11 +23,11 @@ from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from bigmap.clusters import open_cluster
-from bigmap.config import ClusterConfig, ExistingCluster, LocalCudaCluster, SlurmCluster
+from bigmap.clusters.sizes import size_cluster
+from bigmap.config import ClusterConfig
 from bigmap.errors import OutputError
 from bigmap.machine import count_cores
 from bigmap.models.devices import DeviceReport, describe_device
-from bigmap.planning import count_workers
 
 PROBE_LIMIT_S = 180
 WAIT_STEP_S = 0.5
@@ -124,30 +124,22 @@ def check_cluster(
     OutputError
         If not even this process can write to ``output``.
     """
+    sizes = size_cluster(settings)
     folder = f"{output.rstrip('/')}/.bigmap-check-{uuid.uuid4().hex[:12]}"
     filesystem, root = fsspec.core.url_to_fs(folder)
     try:
         cog, mean = _write_cog(filesystem, root, folder)
-        probe = _Probe(folder, cog, mean, reads, _has_gpus(settings), list_versions())
+        probe = _Probe(folder, cog, mean, reads, sizes.has_gpu, list_versions())
         started = time.monotonic()
         with open_cluster(settings, note=note) as client:
-            wanted = _wanted_workers(settings, client)
+            # All workers of a cluster that already runs are there.
+            wanted = max(sizes.sure_workers, len(_worker_infos(client)))
             addresses = _wait_for_workers(client, wanted, wait_s)
             waited_s = time.monotonic() - started
             return ClusterReport(_probe_all(client, addresses, probe), wanted, waited_s)
     finally:
         if filesystem.exists(root):
             filesystem.rm(root, recursive=True)
-
-
-def _has_gpus(settings: ClusterConfig) -> bool:
-    match settings:
-        case LocalCudaCluster() | ExistingCluster(gpu=True):
-            return True
-        case SlurmCluster(gpus_per_job=gpus):
-            return gpus > 0
-        case _:
-            return False
 
 
 def _write_cog(filesystem: Any, root: str, folder: str) -> tuple[str, float]:
@@ -170,16 +162,6 @@ def _write_cog(filesystem: Any, root: str, folder: str) -> tuple[str, float]:
 
 def _window() -> Window:
     return Window(130, 70, 200, 150)
-
-
-def _wanted_workers(settings: ClusterConfig, client: Client) -> int:
-    match settings:
-        case SlurmCluster(min_jobs=jobs, processes=processes):
-            return jobs * processes
-        case ExistingCluster():
-            return max(1, len(_worker_infos(client)))
-        case _:
-            return count_workers(settings)
 
 
 def _worker_infos(client: Client) -> dict[str, dict[str, Any]]:

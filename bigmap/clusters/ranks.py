@@ -11,15 +11,7 @@ from urllib.parse import urlsplit
 
 from distributed import Client, Future, get_worker, wait
 
-from bigmap.config import (
-    ClusterConfig,
-    ExistingCluster,
-    LocalCluster,
-    LocalCudaCluster,
-    SlurmCluster,
-)
 from bigmap.errors import BigmapError, ClusterError, LostRankError, drop_causes
-from bigmap.planning import count_workers
 
 POLL_S = 1.0
 JOIN_S = 600.0
@@ -45,17 +37,6 @@ class Seat:
 
 SeatTask = Callable[[Seat, Callable[[str], None]], str]
 """What a worker does: called with its seat and with what sends lines to the driver."""
-
-
-def count_seats(settings: ClusterConfig) -> int:
-    """Return how many workers to wait for: all that are sure to come, at least one."""
-    match settings:
-        case SlurmCluster(min_jobs=jobs, processes=processes):
-            return max(1, jobs) * processes
-        case LocalCluster() | LocalCudaCluster():
-            return count_workers(settings)
-        case ExistingCluster():
-            return 1
 
 
 def run_on_workers(

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bigmap.clusters.sizes import machine_memory_gb
 from bigmap.errors import StoppedTrainingError, TrainingError
-from bigmap.machine import count_cores, machine_memory_gb
+from bigmap.machine import count_cores
 from bigmap.models import NetworkModel, Training
 from bigmap.training.augmenting import order_chips
 from bigmap.training.batches import Batch, ChipFeed

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from bigmap.clusters import Cluster
-from bigmap.clusters.ranks import Seat, count_seats, run_on_workers
+from bigmap.clusters.ranks import Seat, run_on_workers
+from bigmap.clusters.sizes import size_cluster
 from bigmap.config import Recipe, parse_recipe
 from bigmap.training.loop import TrainingSummary
 from bigmap.training.preparing import check_parts, prepare_training
@@ -42,7 +43,7 @@ def train_on_cluster(
     reporter = reporter or SilentTraining()
     job = prepare_training(recipe)
     job.folder.check(resume=resume, overwrite=overwrite)
-    seats = count_seats(recipe.cluster)
+    seats = size_cluster(recipe.cluster).sure_workers
     check_parts(job.settings, world=seats)
     stop = job.folder.path.with_suffix(".stop").absolute()
     stop.unlink(missing_ok=True)

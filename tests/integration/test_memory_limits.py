@@ -34,8 +34,8 @@ def test_a_wider_network_and_a_larger_batch_need_more(tmp_path):
 
 
 def test_automatic_workers_share_what_the_machine_has(tmp_path, monkeypatch):
-    monkeypatch.setattr("bigmap.planning.count_cores", lambda: 8)
-    monkeypatch.setattr("bigmap.planning.machine_memory_gb", lambda: 4.0)
+    monkeypatch.setattr("bigmap.clusters.sizes.count_cores", lambda: 8)
+    monkeypatch.setattr("bigmap.clusters.sizes.memory_limit", lambda: 4_000_000_000)
     need_gb = bigmap.plan(make_recipe(tmp_path, width=64)).memory_gb()
     assert need_gb > 1.0
     with pytest.raises(PlanError, match=r"a worker needs about .* GB but has 1\.0 GB"):

@@ -7,18 +7,18 @@ import os
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
 from bigmap.cli import main
 from bigmap.clusters import open_cluster
 from bigmap.clusters.local import cuda_options, start_cuda
+from bigmap.clusters.sizes import size_cluster
 from bigmap.clusters.slurm import cluster_options, list_directives, list_prologue
 from bigmap.config import Recipe, list_clusters, load_cluster, load_recipe, parse_recipe
 from bigmap.config.recipe import write_schema
 from bigmap.errors import ClusterError, RecipeError
-from bigmap.planning import choose_windowing, count_workers, model_choice, worker_memory_gb
+from bigmap.planning import choose_windowing, model_choice
 from tests.integration.small_world import raw_recipe, write_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -126,15 +126,6 @@ def test_a_gpu_job_has_one_worker_for_each_gpu(tmp_path):
     assert options["worker_command"] == "dask_cuda.cli"
     assert (options["processes"], options["cores"], options["job_cpu"]) == (4, 12, 24)
     assert options["memory"] == "40000000000B"
-    assert count_workers(cluster) == 8
-
-
-def test_planning_knows_the_workers_memory():
-    assert worker_memory_gb(make_recipe(**SLURM, memory_gb=12)) == 12
-    local = make_recipe(kind="local", workers=4)
-    assert worker_memory_gb(local) == pytest.approx(psutil.virtual_memory().total / 4e9)
-    existing = make_recipe(kind="existing", address="tcp://127.0.0.1:8786")
-    assert worker_memory_gb(existing) is None
 
 
 @pytest.mark.parametrize(
@@ -150,13 +141,14 @@ def test_planning_knows_the_workers_memory():
 def test_the_device_is_that_of_the_workers_and_not_of_the_driver(cluster, asked, device):
     recipe = parse_recipe(raw_recipe(cluster=cluster, inference={"device": asked}))
     spec = model_choice(recipe.model).build().spec
-    assert choose_windowing(recipe, spec).device == device
+    assert choose_windowing(recipe, spec, size_cluster(recipe.cluster)).device == device
 
 
 def test_a_gpu_on_a_cluster_without_any_is_refused():
     recipe = parse_recipe(raw_recipe(cluster=SLURM, inference={"device": "cuda"}))
+    sizes = size_cluster(recipe.cluster)
     with pytest.raises(RecipeError, match=r"inference\.device: cuda is asked for"):
-        choose_windowing(recipe, model_choice(recipe.model).build().spec)
+        choose_windowing(recipe, model_choice(recipe.model).build().spec, sizes)
 
 
 def test_cuda_options_keep_to_loopback():

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bigmap.config import LocalCluster, parse_recipe
-from bigmap.config.cluster import SlurmCluster
+from bigmap.clusters.sizes import size_cluster
+from bigmap.config import LocalCluster, SlurmCluster, parse_recipe
 from bigmap.estimates import (
     CORE_GFLOPS,
     FINISH_CORE_S,
@@ -36,8 +36,8 @@ GPU = SlurmCluster(kind="slurm", interface="ib0", max_jobs=2, gpus_per_job=2, cp
 
 def estimate(cluster, *, gflop, mb_s=1e9, measured=None, price=None, trial=None):
     return _estimate_cluster(
-        "x", cluster, ModelLoad(gflop, "float32", trial), WORK, mb_s=mb_s, measured=measured,
-        price=price, wants_cpu=False,
+        "x", size_cluster(cluster), ModelLoad(gflop, "float32", trial), WORK, mb_s=mb_s,
+        measured=measured, price=price, wants_cpu=False,
     )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_measured_blocks_replace_what_is_assumed():
 
 
 def test_a_trial_on_this_machine_replaces_the_assumed_speed_there_and_nowhere_else(monkeypatch):
-    monkeypatch.setattr("bigmap.estimates.count_cores", lambda: 4)
+    monkeypatch.setattr("bigmap.clusters.sizes.count_cores", lambda: 4)
     trial = Trial(side_px=64, dates=12, threads=2, seconds=0.5, core_s=7200.0)
     here = estimate(LocalCluster(workers=2), gflop=1e9, trial=trial)
     work_s = 7200 + READ_CORE_S * 1000 + (WRITE_CORE_S + FINISH_CORE_S) * 2000
@@ -85,8 +85,8 @@ def test_a_trial_on_this_machine_replaces_the_assumed_speed_there_and_nowhere_el
 def test_a_small_map_takes_as_long_as_its_workers_take_to_start():
     nothing = replace(WORK, read_gb=0, samples=0, output_px=0, date_px=0)
     found = _estimate_cluster(
-        "x", LocalCluster(workers=1), ModelLoad(0.0, "float32"), nothing, mb_s=1e9, measured=None,
-        price=None, wants_cpu=False,
+        "x", size_cluster(LocalCluster(workers=1)), ModelLoad(0.0, "float32"), nothing, mb_s=1e9,
+        measured=None, price=None, wants_cpu=False,
     )  # fmt: skip
     assert found.hours == pytest.approx(START_S / 3600)
 

@@ -1,27 +1,31 @@
-"""What a machine has is what its container may use."""
+"""The cores of this machine are those that this process may use."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 from bigmap import machine
 
 
-def test_a_container_limits_the_memory(tmp_path, monkeypatch):
-    limit = tmp_path / "memory.max"
-    limit.write_text("2000000000\n")
-    monkeypatch.setattr(machine, "CGROUP_LIMITS", (limit, tmp_path / "missing"))
-    assert machine.machine_memory_gb() == 2.0
+def test_affinity_limits_the_cores():
+    """In a process of its own: affinity is inherited by all that starts later."""
+    one = min(os.sched_getaffinity(0))
+    code = (
+        f"import os; os.sched_setaffinity(0, {{{one}}})\n"
+        "from bigmap.machine import count_cores; print(count_cores())"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ended.stdout == "1\n"
 
 
-@pytest.mark.parametrize("text", ["max\n", "9223372036854771712\n"])
-def test_without_a_limit_the_machine_counts(tmp_path, monkeypatch, text):
-    limit = tmp_path / "memory.max"
-    limit.write_text(text)
-    monkeypatch.setattr(machine, "CGROUP_LIMITS", (limit,))
-    whole_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    assert machine.machine_memory_gb() == whole_gb
-
-
-def test_cores_are_those_of_this_process():
-    assert 1 <= machine.count_cores() <= len(os.sched_getaffinity(0))
+@pytest.mark.parametrize(("quota", "cores"), [(400_000, 4), (150_000, 2), (50_000, 1)])
+def test_a_control_group_limits_the_cores(monkeypatch, quota, cores):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr("os.process_cpu_count", lambda: 64, raising=False)
+    monkeypatch.setattr("dask.system.psutil", None)
+    monkeypatch.setattr("dask.system._try_extract_cgroup_cpu_quota", lambda: (quota, 100_000))
+    assert machine.count_cores() == cores
