@@ -6,7 +6,10 @@ Here alone the kind of a cluster decides about a number; all else takes them fro
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from distributed.system import memory_limit
 
@@ -21,6 +24,12 @@ from bigmap.machine import count_cores, count_gpus
 
 CORES_PER_WORKER = 2
 """Of a local cluster that does not say how many workers it has."""
+OWN_GROUPS = Path("/proc/self/cgroup")
+GROUP_LIMITS = {
+    "": (Path("/sys/fs/cgroup"), "memory.max"),
+    "memory": (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+}
+"""Where groups of version 2, which name no controller, and of version 1 have their limits."""
 
 
 @dataclass(frozen=True)
@@ -111,5 +120,20 @@ def _share_machine(
 
 
 def machine_memory_gb() -> float:
-    """Return the memory that processes may use here, in GB: the machine's, or its container's."""
-    return memory_limit() / 1e9
+    """Return the memory that processes may use here, in GB: the machine's, or a control group's."""
+    return min([memory_limit(), *_list_group_limits()]) / 1e9
+
+
+def _list_group_limits() -> Iterator[int]:
+    """Yield the limits, in bytes, of the control groups that this process lies in.
+
+    Dask asks the outermost alone, which is a container's; SLURM and systemd limit one within.
+    """
+    lines = OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else []
+    for controllers, group in (line.split(":", 2)[1:] for line in lines):
+        if controllers in GROUP_LIMITS:
+            root, name = GROUP_LIMITS[controllers]
+            own = root / group.lstrip("/")
+            for folder in (own, *own.parents):
+                with suppress(OSError, ValueError):  # no limit there, or "max"
+                    yield int((folder / name).read_text())

@@ -22,6 +22,7 @@ def size(**cluster) -> ClusterSizes:
 @pytest.fixture(autouse=True)
 def _limits(monkeypatch):
     """Eight cores, two GPUs and 48 GB, whatever machine runs the tests."""
+    monkeypatch.setattr(sizes, "GROUP_LIMITS", {})
     monkeypatch.setattr(sizes, "count_cores", lambda: 8)
     monkeypatch.setattr(sizes, "count_gpus", lambda: 2)
     monkeypatch.setattr(sizes, "memory_limit", lambda: 48_000_000_000)
@@ -89,3 +90,45 @@ def test_only_local_workers_without_gpus_are_like_the_driver():
         for each in ({}, {"kind": "local-cuda"}, SLURM, SLURM | {"gpus_per_job": 1}, EXISTING)
     ]
     assert like == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("lines", "limits", "memory_gb"),
+    [
+        ("0::/job_7/step_0\n", {"memory.max": "9000000000\n"}, 9),
+        ("0::/job_7/step_0\n", {"job_7/memory.max": "4000000000\n"}, 4),
+        (
+            "0::/job_7/step_0\n",
+            {"job_7/memory.max": "4000000000\n", "job_7/step_0/memory.max": "max\n"}, 4,
+        ),
+        (
+            "0::/job_7/step_0\n",
+            {"job_7/memory.max": "4000000000\n", "job_7/step_0/memory.max": "3000000000\n"}, 3,
+        ),
+        ("0::/\n", {"job_7/memory.max": "4000000000\n"}, 48),
+        (
+            "5:cpu,cpuacct:/job_7\n4:memory:/job_7\n0::/\n",
+            {"memory/job_7/memory.limit_in_bytes": "2000000000\n"}, 2,
+        ),
+        (
+            "4:memory:/job_7\n0::/\n",
+            {"memory/job_7/memory.limit_in_bytes": "9223372036854771712\n"}, 48,
+        ),
+        (None, {"memory.max": "4000000000\n"}, 48),
+    ],
+)  # fmt: skip
+def test_the_least_limit_around_this_process_is_its_memory(
+    tmp_path, monkeypatch, lines, limits, memory_gb
+):
+    """As a container, SLURM and systemd limit it, in both versions of control groups."""
+    if lines is not None:
+        (tmp_path / "own").write_text(lines)
+    for place, content in limits.items():
+        file = tmp_path / "groups" / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    v2, v1 = tmp_path / "groups", tmp_path / "groups" / "memory"
+    places = {"": (v2, "memory.max"), "memory": (v1, "memory.limit_in_bytes")}
+    monkeypatch.setattr(sizes, "GROUP_LIMITS", places)
+    monkeypatch.setattr(sizes, "OWN_GROUPS", tmp_path / "own")
+    assert size(kind="local", workers=1).memory_gb == memory_gb
