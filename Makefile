@@ -42,17 +42,17 @@ run: install  ## map part of Catalonia on simulated scenes and score it; needs n
 	    --output $(RUN_MAP) --overwrite
 	$(BIN)/python scripts/score_trial.py $(RUN_MAP)
 
-test: install  ## the fast tests, under 5 minutes
+test: install  ## the fast tests, some ten minutes on two cores
 	$(PYTEST) -n 2 --dist loadfile --junitxml $(REPORTS)/fast.xml
 
 test-slow: install  ## networks trained and run, processes killed, ten thousand blocks
 	$(PYTEST) -n 2 --dist loadfile -m '(slow or training) and not long' --junitxml $(REPORTS)/slow.xml
 
 test-fuzz: install  ## two thousand mutated inputs; python -m tests.fuzz gives as many as wanted
-	$(PYTEST) -m 'fuzz and not long' --junitxml $(REPORTS)/fuzz.xml
+	$(PYTEST) -n 2 -m 'fuzz and not long' --junitxml $(REPORTS)/fuzz.xml
 
 test-services: install install-services  ## tests against a real HTTP server, S3 endpoint and STAC API
-	$(PYTEST) -m 'services and not long' --junitxml $(REPORTS)/services.xml
+	$(PYTEST) -n 2 --dist loadgroup -m 'services and not long' --junitxml $(REPORTS)/services.xml
 
 test-long: install  ## many kills of workers and drivers, walltimes of a minute
 	$(PYTEST) -m 'long or faults' --junitxml $(REPORTS)/long.xml

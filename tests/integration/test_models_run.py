@@ -168,6 +168,7 @@ def test_recipes_of_the_papers_run_on_the_simulated_world(tmp_path, client, simu
     raw["grid"] |= {"core_px": 64, "cell_px": 64, "block_px": 64, "shard_px": 128, "chunk_px": 64}
     raw["dates"] |= {"max_per_cell": 3, "min_clear_percent": 0}
     raw["model"]["options"]["size"] = "small"
+    raw["inference"]["precision"] = "float32"  # The other is emulated on many processors, slowly.
     raw["output"]["path"] = str(tmp_path / "map.zarr")
     plan, result = run(raw, client)
     check_layers(plan, result)

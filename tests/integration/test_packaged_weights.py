@@ -33,7 +33,7 @@ def test_half_precision_changes_few_classes():
          "grid.cell_px=256", "grid.block_px=256", "grid.shard_px=1024"],
         simulated=True,
     )  # fmt: skip
-    cube = bigmap.open_cube(recipe, (0.605, 41.625, 0.617, 41.634)).compute()
+    cube = bigmap.open_cube(recipe, (0.605, 41.625, 0.611, 41.6295)).compute()
     model = build_model("spinet", weights=WEIGHTS)
     maps = [
         bigmap.predict(cube, model, precision=precision)["class"].values

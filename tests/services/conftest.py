@@ -32,11 +32,17 @@ def _required() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this folder, so that none slips into the fast tier."""
+    """Mark every test of this folder, so that none slips into the fast tier.
+
+    Tests of one file go to one process, as they share what was made for them, and all of SLURM's:
+    they wait most of the time, beside which others run.
+    """
     here = Path(__file__).parent
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.services)
+            group = "slurm" if "slurm" in item.fixturenames else item.path.stem
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
