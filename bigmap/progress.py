@@ -168,8 +168,14 @@ def describe_replaced(replaced: Sequence[str]) -> str:
     )
 
 
+LEAST_KM2 = 0.001
+"""What is told of areas: ten pixels of 10 m."""
+
+
 def format_km2(km2: float) -> str:
-    """Write an area for people: 15,183 or 11.4 or 0.745."""
+    """Write an area for people: 15,183 or 11.4 or 0.745 or below 0.001."""
+    if 0 < km2 < LEAST_KM2:
+        return f"below {LEAST_KM2:g}"
     return f"{km2:,.{0 if km2 >= 100 or not km2 else 1 if km2 >= 10 else 3}f}"
 
 
