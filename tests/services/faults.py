@@ -77,6 +77,23 @@ main()
 """
 """``bigmap`` with less patience for a driver that does not renew its lease."""
 
+START_LATE = """
+import os, time
+from bigmap.lease import Lease
+acquire = Lease.acquire
+
+def acquire_late(self, note=None):
+    open(os.environ["BIGMAP_TEST_LATE"], "w").close()
+    while os.path.exists(os.environ["BIGMAP_TEST_LATE"]):
+        time.sleep(0.1)
+    acquire(self, note)
+
+Lease.acquire = acquire_late
+from bigmap.cli import main
+main()
+"""
+"""``bigmap`` that found its output free, and is slow to take it: it waits while a file is there."""
+
 
 def count_records(output: str) -> int:
     """Return how many blocks of a map are recorded."""
@@ -162,12 +179,13 @@ class Driver:
 
     def start(self, *options: str) -> Driver:
         path = f"{self.world.folder / 'packages'}:{ROOT}"
-        impatient = str(self.world.folder / "impatient")
+        impatient, late = (str(self.world.folder / name) for name in ("impatient", "late"))
         with self.log.open("a") as log:
             self.process = psutil.Popen(
                 [sys.executable, *self.bigmap, *self.options, *options],
                 cwd=self.world.folder, stdout=log, stderr=log,
-                env={**os.environ, "PYTHONPATH": path, "BIGMAP_TEST_IMPATIENT": impatient},
+                env={**os.environ, "PYTHONPATH": path, "BIGMAP_TEST_IMPATIENT": impatient,
+                     "BIGMAP_TEST_LATE": late},
             )  # fmt: skip
         return self
 
@@ -449,4 +467,27 @@ def start_second_driver(world: World) -> None:
     assert driver.finish() == 0, driver.said()
     driver.check()
     world.tell("second driver on one output", 1, "refused with exit 2; the first goes on",
+               time.monotonic() - start)  # fmt: skip
+
+
+def overtake_driver(world: World) -> None:
+    """Let a driver that found its output free be slower than another, which finishes its map."""
+    start = time.monotonic()
+    output, late = world.folder / "overtaken.zarr", world.folder / "late"
+    driver = Driver(world, output)
+    driver.bigmap, driver.options = ["-c", START_LATE], driver.options[:-1]
+    driver.start()
+    driver.wait_until(late.exists)
+    other = Driver(world, output)
+    other.log, other.options = world.folder / "overtaking.log", driver.options
+    assert other.start().finish() == 0, other.said()
+    folder = Path(RunFolder(str(output)).path)
+    before = read_records(folder)
+    late.unlink()
+    assert driver.finish() == 2, driver.said()
+    assert "exists; add --resume to go on with it or --overwrite" in driver.last_line()
+    assert read_records(folder) == before
+    driver.check()
+    world.tell("another driver finishes the map before the first has its lease", 1,
+               "the faster one's map; the slower is refused with exit 2",
                time.monotonic() - start)  # fmt: skip

@@ -89,6 +89,11 @@ def test_a_second_driver(world):
     faults.start_second_driver(world)
 
 
+@pytest.mark.faults
+def test_an_overtaken_driver(world):
+    faults.overtake_driver(world)
+
+
 @pytest.mark.long
 def test_twenty_killed_workers(world, rng):
     faults.kill_workers(world, 20, rng)
