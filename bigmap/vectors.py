@@ -54,7 +54,7 @@ _FAILURES = (
     pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.FeatureError,
     pyogrio.errors.GeometryError, pyogrio.errors.FieldError, pyogrio.errors.CRSError,
     ShapelyError, ProjError, pa.ArrowException, OSError, ValueError, LookupError, TypeError,
-    AttributeError,
+    AttributeError, ArithmeticError, RecursionError,
 )  # fmt: skip
 
 
@@ -256,6 +256,11 @@ def take_polygons(geometries: npt.NDArray[np.object_]) -> npt.NDArray[np.object_
         while (shapely.get_type_id(parts) == shapely.GeometryType.GEOMETRYCOLLECTION).any():
             parts = shapely.get_parts(parts)
         valid[index] = shapely.union_all(parts[np.isin(shapely.get_type_id(parts), _POLYGONAL)])
+    parts, owners = shapely.get_parts(valid, return_index=True)
+    rings, of_parts = shapely.get_rings(parts, return_index=True)
+    # GEOS takes a hole without points for valid, and ends the process where it cuts its edges.
+    hollow = np.unique(owners[of_parts[shapely.is_empty(rings)]])
+    valid[hollow] = shapely.make_valid(valid[hollow], method="structure", keep_collapsed=False)
     return valid
 
 

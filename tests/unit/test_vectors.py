@@ -148,6 +148,15 @@ def test_parquet_that_is_no_geoparquet_ends_in_one_sentence(tmp_path, geo, value
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("pandas", [b"[" * 100_000, b"{"])
+def test_damaged_notes_of_pandas_end_in_one_sentence(tmp_path, pandas):
+    table = pa.table({"geometry": pa.array([WEST.wkb], pa.binary())})
+    notes = {b"geo": json.dumps(GEO).encode(), b"pandas": pandas}
+    pq.write_table(table.replace_schema_metadata(notes), tmp_path / "a.parquet")
+    with pytest.raises(SamplesError, match=r"^f: cannot be read \("):
+        open_file(tmp_path / "a.parquet")
+
+
 def test_geoparquet_is_read_by_its_primary_column_without_what_has_no_place(tmp_path):
     file = write_parquet(tmp_path / "a.parquet", GEO, [None, WEST.wkb, shapely.Polygon().wkb])
     source = open_file(file)
@@ -246,6 +255,19 @@ def test_polygons_are_taken_out_of_collections_and_made_valid():
     assert found[4].is_empty
     assert found[5].area == pytest.approx(WEST.buffer(0.1).area)
     assert set(shapely.get_type_id(found[[0, 1, 3, 5]])) <= {3, 6}
+
+
+def test_holes_without_points_are_dropped_before_edges_are_cut():
+    outer, hole = [(0, 0), (0, 4), (4, 4), (4, 0), (0, 0)], [(1, 1), (1, 2), (2, 2), (2, 1), (1, 1)]
+    content = {"type": "Polygon", "coordinates": [outer, hole, []]}
+    hollow = shapely.from_geojson(json.dumps(content))
+    both = shapely.MultiPolygon([hollow, shapely.box(8, 0, 9, 1)])
+    given = np.array([hollow, both, shapely.GeometryCollection([hollow, WEST])], dtype=object)
+    found = take_polygons(given)
+    assert not shapely.is_empty(shapely.get_rings(shapely.get_parts(found))).any()
+    # GEOS ends the process here where such a hole is left.
+    areas = shapely.area(shapely.segmentize(found, 0.5))
+    assert areas == pytest.approx([15, 16, 15.01])
 
 
 def test_names_and_accents_are_compared_as_they_look(tmp_path):
