@@ -7,12 +7,11 @@ most frequent of the values below a pixel, or by the nearest where their pixels 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import geopandas as gpd
 import numpy as np
@@ -23,22 +22,20 @@ import rasterio.features
 import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
-from pyproj import CRS, Transformer
+from pyproj import CRS
 from pyproj.exceptions import ProjError
-from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from bigmap import simulate
-from bigmap.cube.reading import Access, open_raster
-from bigmap.errors import ReadError, SamplesError
+from bigmap.cube.reading import Access, use_raster
+from bigmap.cube.resampling import transformer_between
+from bigmap.errors import ReadError, SamplesError, UnfitFileError
 from bigmap.vectors import VectorFile, name_values, normalise, open_vector, take_polygons
 
 UNLABELLED = 255
-OWN_ACCESS = Access(unsigned_s3=False)
 MOST_VALUES, OPAQUE = 65_536, 65_535
 HALF_TURN = 180.0
 SCAN_PX = 2048
@@ -50,6 +47,7 @@ SIMULATED_VALUES = {"cropland": (0, 1), "building": (0, 1)}
 
 UInt8Array = npt.NDArray[np.uint8]
 Bounds = tuple[float, float, float, float]
+T = TypeVar("T")
 
 
 class LabelReader(Protocol):
@@ -63,8 +61,10 @@ class LabelReader(Protocol):
 
         Raises
         ------
+        ReadError
+            If a file cannot be read at present; trying again may help.
         SamplesError
-            If the labels cannot be read, or are refused by a rule of the recipe.
+            If the labels are refused by a rule of the recipe, or their file is unfit.
         """
 
 
@@ -76,6 +76,7 @@ def open_labels(
     bounds: Bounds,
     seed: int = 0,
     least_classes: int = 1,
+    access: Access = Access(),
 ) -> LabelReader:
     """Check labels and make what reads them.
 
@@ -93,11 +94,15 @@ def open_labels(
         Of the simulated world.
     least_classes
         How many rasters must hold in the area; nothing can be learnt from one.
+    access
+        How rasters are fetched.
 
     Raises
     ------
+    ReadError
+        If a raster cannot be read after all retries.
     SamplesError
-        If a file cannot be read, has no CRS, no such attribute or class, or misses the area.
+        If a file is unfit, has no CRS, no such attribute or class, or misses the area.
     """
     fields = {key: value for key, value in settings.items() if key != "kind"}
     match settings["kind"]:
@@ -106,7 +111,9 @@ def open_labels(
             values = [*fields["classes"].values()]
             values += [] if fields["background"] is None else [fields["background"]]
         case "raster":
-            reader = _open_rasters(fields, crs, bounds, class_values, least_classes)
+            reader = _open_rasters(
+                fields, crs, bounds, class_values, least=least_classes, access=access
+            )
             values = list((fields["classes"] or {}).values())
         case _:
             reader = SimulatedLabelReader(fields["layer"], seed, crs)
@@ -304,6 +311,7 @@ class RasterLabelReader:
     classes: tuple[tuple[int, int], ...]
     """Values and their classes, in rising order."""
     crs: str
+    access: Access = Access()
 
     def near(self, bounds: Bounds) -> RasterLabelReader:
         """Keep the files that meet a region."""
@@ -315,7 +323,8 @@ class RasterLabelReader:
         labels = np.full(geobox.shape, UNLABELLED, dtype=np.uint8)
         for file in self.files:
             for turn in file.find_turns(_bounds_of(geobox), self.crs):
-                values, has_data = _warp(file, geobox, turn)
+                warp = partial(_warp, file=file, geobox=geobox, turn=turn)
+                values, has_data = use_own_raster(file.path, self.access, warp)
                 found = np.where(has_data, self.classify(values), UNLABELLED)
                 labels = np.where(labels == UNLABELLED, found, labels).astype(np.uint8)
         return labels
@@ -327,22 +336,42 @@ class RasterLabelReader:
         return np.where(known[place] == values, classes[place], UNLABELLED).astype(np.uint8)
 
 
-@contextmanager
-def open_own_raster(file: str, *, field: str = "samples.labels.files") -> Iterator[DatasetReader]:
-    """Open a GeoTIFF or JPEG 2000 file that the recipe names.
+def use_own_raster(
+    file: str,
+    access: Access,
+    use: Callable[[DatasetReader], T],
+    *,
+    field: str = "samples.labels.files",
+) -> T:
+    """Open a GeoTIFF or JPEG 2000 file that the recipe names, and use it, as scenes are read.
+
+    Parameters
+    ----------
+    file
+        Path or URL.
+    access
+        Of the recipe. S3 is asked with the user's credentials whatever it says: that scenes lie in
+        a public bucket says nothing of the user's own files.
+    use
+        What to do with the open dataset; done again with backoff where GDAL fails.
+    field
+        Which names the file, for messages.
 
     Raises
     ------
+    ReadError
+        If it cannot be read after all retries, which may pass.
     SamplesError
-        If it cannot be read; names the field.
+        If it can be read, but is not what is needed.
     """
     try:
-        with open_raster(file, OWN_ACCESS) as source:
-            yield source
-    except ReadError as error:
+        return use_raster(file, replace(access, unsigned_s3=False), use, one_band=False)
+    except UnfitFileError as error:
         raise SamplesError(f"{field}: {error}") from None
-    except (RasterioError, CPLE_BaseError, OSError, ProjError) as error:
-        raise SamplesError(f"{field}: {file}: cannot be read ({error})") from None
+    except ReadError as error:
+        raise ReadError(f"{field}: {error}") from None
+    except ProjError as error:
+        raise SamplesError(f"{field}: {file}: has a CRS that leads nowhere ({error})") from None
 
 
 def has_alpha_band(source: DatasetReader) -> bool:
@@ -351,34 +380,33 @@ def has_alpha_band(source: DatasetReader) -> bool:
 
 
 def _warp(
-    file: RasterFile, geobox: GeoBox, turn: Turn
+    source: DatasetReader, *, file: RasterFile, geobox: GeoBox, turn: Turn
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """Read a raster on a grid by the most frequent value."""
-    with open_own_raster(file.path) as source:
-        ratio = _size_ratio(source, geobox)
-        # GDAL takes the mode of wider values as float32, and heeds one way to say nodata only.
-        if np.dtype(source.dtypes[0]).itemsize <= 2 and _count_masks(source) <= 1:
-            return _warp_dataset(source, geobox, ratio, turn)
-        window = _window_of(source, _bounds_of(geobox), str(geobox.crs), turn)
-        values, seen = source.read(1, window=window), _read_seen(source, window)
-        if not values.size:
-            return np.zeros(geobox.shape, np.uint8), np.zeros(geobox.shape, bool)
-        found, codes = np.unique(values, return_inverse=True)
-        if len(found) > MOST_VALUES:
-            raise SamplesError(
-                f"samples.labels.files: {file.path}: has more than {MOST_VALUES:,} values in one "
-                "place, which can be no classes"
-            )
-        with MemoryFile() as memory:
-            with memory.open(
-                driver="GTiff", width=values.shape[1], height=values.shape[0], count=2,
-                dtype="uint16", crs=source.crs, transform=source.window_transform(window),
-                alpha="YES",
-            ) as target:  # fmt: skip
-                target.write(codes.reshape(values.shape).astype(np.uint16), 1)
-                target.write(np.where(seen, OPAQUE, 0).astype(np.uint16), 2)
-            with memory.open() as coded:
-                chosen, has_data = _warp_dataset(coded, geobox, ratio, turn)
+    ratio = _size_ratio(source, geobox)
+    # GDAL takes the mode of wider values as float32, and heeds one way to say nodata only.
+    if np.dtype(source.dtypes[0]).itemsize <= 2 and _count_masks(source) <= 1:
+        return _warp_dataset(source, geobox, ratio, turn)
+    window = _window_of(source, bounds=_bounds_of(geobox), crs=str(geobox.crs), turn=turn)
+    values, seen = source.read(1, window=window), _read_seen(source, window)
+    if not values.size:
+        return np.zeros(geobox.shape, np.uint8), np.zeros(geobox.shape, bool)
+    found, codes = np.unique(values, return_inverse=True)
+    if len(found) > MOST_VALUES:
+        raise SamplesError(
+            f"samples.labels.files: {file.path}: has more than {MOST_VALUES:,} values in one "
+            "place, which can be no classes"
+        )
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff", width=values.shape[1], height=values.shape[0], count=2,
+            dtype="uint16", crs=source.crs, transform=source.window_transform(window),
+            alpha="YES",
+        ) as target:  # fmt: skip
+            target.write(codes.reshape(values.shape).astype(np.uint16), 1)
+            target.write(np.where(seen, OPAQUE, 0).astype(np.uint16), 2)
+        with memory.open() as coded:
+            chosen, has_data = _warp_dataset(coded, geobox, ratio, turn)
     return found[np.where(has_data, chosen, 0)], has_data
 
 
@@ -411,13 +439,13 @@ def _count_masks(source: DatasetReader) -> int:
     return (source.nodata is not None) + has_alpha_band(source) + has_mask
 
 
-def _window_of(source: DatasetReader, bounds: Bounds, crs: str, turn: Turn) -> Window:
+def _window_of(source: DatasetReader, *, bounds: Bounds, crs: str, turn: Turn) -> Window:
     """Return the pixels of a raster below a region, with a margin for its curvature."""
     left, bottom, right, top = bounds
     edge = shapely.get_coordinates(
         shapely.box(*bounds).segmentize(max(right - left, top - bottom) / 20)
     )
-    x, y = Transformer.from_crs(crs, source.crs.to_wkt(), always_xy=True).transform(*edge.T)
+    x, y = transformer_between(crs, source.crs.to_wkt()).transform(*edge.T)
     places = np.array(~turn.transform_of(source) * (turn.count(np.asarray(x)), np.asarray(y)))
     low, high = np.floor(places.min(axis=1)), np.ceil(places.max(axis=1))
     margin = np.ceil(2 + 0.01 * (high - low))
@@ -440,7 +468,7 @@ def _size_ratio(source: DatasetReader, geobox: GeoBox) -> float:
 @lru_cache(maxsize=256)
 def transform_bounds(bounds: Bounds, crs: str, to_crs: str, *, densify_pts: int = 21) -> Bounds:
     """Return the box around a region in another CRS; its right may lie beyond 180 degrees."""
-    transformer = Transformer.from_crs(crs, to_crs, always_xy=True)
+    transformer = transformer_between(crs, to_crs)
     left, bottom, right, top = transformer.transform_bounds(*bounds, densify_pts=densify_pts)
     if right < left and _is_in_degrees(to_crs):
         right += 2 * HALF_TURN
@@ -454,12 +482,13 @@ def _is_in_degrees(crs: str) -> bool:
 
 
 def _open_rasters(
-    fields: Mapping[str, Any], crs: str, bounds: Bounds, class_values: Sequence[int], least: int
-) -> RasterLabelReader:
+    fields: Mapping[str, Any], crs: str, bounds: Bounds, class_values: Sequence[int], *,
+    least: int, access: Access,
+) -> RasterLabelReader:  # fmt: skip
     paths = [path for each in fields["files"] for path in _list_rasters(each)]
     classes = fields["classes"] or {value: value for value in class_values}
-    files = tuple(_check_raster(path, fields["classes"] or {}) for path in paths)
-    reader = RasterLabelReader(files, tuple(sorted(classes.items())), crs).near(bounds)
+    files = tuple(_check_raster(path, fields["classes"] or {}, access) for path in paths)
+    reader = RasterLabelReader(files, tuple(sorted(classes.items())), crs, access).near(bounds)
     if not reader.files:
         raise SamplesError(
             f"samples.labels.files: none of the {len(files)} rasters lies in the area; check "
@@ -495,12 +524,13 @@ def _list_rasters(place: str) -> list[str]:
     return files
 
 
-def _check_raster(path: str, mapped: Mapping[int, int]) -> RasterFile:
+def _check_raster(path: str, mapped: Mapping[int, int], access: Access) -> RasterFile:
     """Refuse a raster that cannot hold classes."""
     where = f"samples.labels.files: {path}"
     if Path(f"{path}.msk").exists():
         raise SamplesError(f"{where}: has a mask in {path}.msk, which is not read; put it inside")
-    with open_own_raster(path) as source:
+
+    def check(source: DatasetReader) -> RasterFile:
         bands = source.count - has_alpha_band(source)
         if source.crs is None or source.transform.is_identity:
             raise SamplesError(f"{where}: has no CRS or no transform inside; assign them")
@@ -519,6 +549,8 @@ def _check_raster(path: str, mapped: Mapping[int, int]) -> RasterFile:
         x, y = zip(*(source.transform * corner for corner in corners), strict=True)
         return RasterFile(path, source.crs.to_wkt(), (min(x), min(y), max(x), max(y)))
 
+    return use_own_raster(path, access, check)
+
 
 def _check_values(
     reader: RasterLabelReader, bounds: Bounds, *, least: int, is_mapped: bool
@@ -532,7 +564,7 @@ def _check_values(
     others: set[int] = set()
     nodata: set[int] = set()
     for file in reader.files:
-        for values, empty in _scan(file, bounds, reader.crs):
+        for values, empty in _scan(file, bounds, reader):
             classes = reader.classify(values)
             found.update(classes[classes != UNLABELLED].tolist())
             others.update(values[classes == UNLABELLED].tolist()[: 10 - len(others)])
@@ -554,19 +586,24 @@ def _check_values(
 
 
 def _scan(
-    file: RasterFile, bounds: Bounds, crs: str
+    file: RasterFile, bounds: Bounds, reader: RasterLabelReader
 ) -> Iterator[tuple[npt.NDArray[Any], set[int]]]:
     """Yield the values of a raster in a region piece by piece, and nodata where there is some."""
-    with open_own_raster(file.path) as source:
-        for turn in file.find_turns(bounds, crs):
-            whole = _window_of(source, bounds, crs, turn)
-            for row in range(whole.row_off, whole.row_off + whole.height, SCAN_PX):
-                for col in range(whole.col_off, whole.col_off + whole.width, SCAN_PX):
-                    piece = Window(col, row, SCAN_PX, SCAN_PX).intersection(whole)
-                    seen = _read_seen(source, piece)
-                    values = source.read(1, window=piece)
-                    is_empty = source.nodata is not None and not seen.all()
-                    yield np.unique(values[seen]), {int(source.nodata)} if is_empty else set()
+    for turn in file.find_turns(bounds, reader.crs):
+        find = partial(_window_of, bounds=bounds, crs=reader.crs, turn=turn)
+        whole = use_own_raster(file.path, reader.access, find)
+        for row in range(whole.row_off, whole.row_off + whole.height, SCAN_PX):
+            for col in range(whole.col_off, whole.col_off + whole.width, SCAN_PX):
+                piece = Window(col, row, SCAN_PX, SCAN_PX).intersection(whole)
+                yield use_own_raster(file.path, reader.access, partial(_list_values, window=piece))
+
+
+def _list_values(source: DatasetReader, *, window: Window) -> tuple[npt.NDArray[Any], set[int]]:
+    """Return the values of a window, and nodata where it holds some."""
+    seen = _read_seen(source, window)
+    is_empty = source.nodata is not None and not seen.all()
+    values = source.read(1, window=window)[seen]
+    return np.unique(values), {int(source.nodata)} if is_empty else set()
 
 
 @dataclass(frozen=True)

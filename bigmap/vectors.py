@@ -27,7 +27,7 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
 from shapely.errors import ShapelyError
 
-from bigmap.errors import BigmapError
+from bigmap.errors import BigmapError, ReadError
 from bigmap.files import parse_json
 
 # What GDAL remarks while it reads (measures that are dropped, for example) changes no polygon, and
@@ -89,6 +89,8 @@ class VectorFile:
 
         Raises
         ------
+        ReadError
+            If the file, which could be opened before, cannot be opened at present.
         BigmapError
             ``error``, if the file is damaged or holds coordinates that are no places.
         """
@@ -105,6 +107,8 @@ class VectorFile:
                     for layer in self.layers
                 ]
                 frame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
+        except (pyogrio.errors.DataSourceError, OSError) as failure:
+            raise _refuse(self.where, failure, ReadError) from None
         except _FAILURES as failure:
             raise _refuse(self.where, failure, self.error) from None
         frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]

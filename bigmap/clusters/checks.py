@@ -15,17 +15,20 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import numpy.typing as npt
 import rasterio
 from distributed import Client, Future, wait
 from distributed.scheduler import KilledWorker
 from rasterio.errors import RasterioError
-from rasterio.io import MemoryFile
+from rasterio.io import DatasetReader, MemoryFile
 from rasterio.windows import Window
 
 from bigmap.clusters import open_cluster
 from bigmap.clusters.sizes import size_cluster
 from bigmap.config import ClusterConfig
-from bigmap.errors import OutputError
+from bigmap.cube import Access
+from bigmap.cube.reading import use_raster
+from bigmap.errors import OutputError, ReadError
 from bigmap.machine import count_cores
 from bigmap.models.devices import DeviceReport, describe_device
 
@@ -251,16 +254,23 @@ def _say_version(name: str, here: str, wanted: str) -> str | None:
 def _try_reading(place: str, mean: float | None) -> str | None:
     """Read a window of a COG; of our own the mean is known."""
     try:
-        is_local = "://" not in place
-        # What lies on an object store is read with the same client as the map is written.
-        content = None if is_local or mean is None else fsspec.open(place).open().read()
-        with rasterio.open(place) if content is None else MemoryFile(content).open() as source:
-            values = source.read(1, window=_window())
+        if mean is None or "://" not in place:
+            values = use_raster(place, Access(unsigned_s3=False), _read_window, one_band=False)
+        else:
+            # What lies on an object store is read with the same client as the map is written.
+            with MemoryFile(fsspec.open(place).open().read()).open() as source:
+                values = _read_window(source)
+    except ReadError as error:
+        return f"cannot read {error}"
     except (RasterioError, OSError) as error:
         return f"cannot read {place} ({error})"
     if mean is not None and float(values.mean()) != mean:
         return f"reads other values from {place} than the driver wrote"
     return None
+
+
+def _read_window(source: DatasetReader) -> npt.NDArray[Any]:
+    return np.asarray(source.read(1, window=_window()))
 
 
 def _try_writing(folder: str) -> str | None:

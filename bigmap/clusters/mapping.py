@@ -11,7 +11,14 @@ from typing import Any, Generic, TypeVar
 from distributed import CancelledError, Client, Future, WorkerPlugin, get_worker, wait
 from distributed.comm import CommClosedError
 
-from bigmap.errors import BigmapError, LostClusterError, RunError, drop_causes
+from bigmap.errors import (
+    BigmapError,
+    LostClusterError,
+    ReadError,
+    RunError,
+    UnfitFileError,
+    drop_causes,
+)
 
 MAX_ATTEMPTS = 3
 IN_FLIGHT_PER_SLOT = 2
@@ -55,8 +62,8 @@ def map_on(
     Raises
     ------
     BigmapError
-        The first that a task raises, or that one has failed several times, or that the cluster is
-        lost.
+        The first that a task raises and trying again cannot mend, or that one has failed several
+        times, or that the cluster is lost.
     """
     mapping: _Mapping[Item, Result] = _Mapping(client, f"map-{uuid.uuid4().hex}")
     try:
@@ -100,7 +107,8 @@ class _Mapping(Generic[Item, Result]):
 
     def _try_again(self, future: Future[Any], item: Item, attempt: int) -> None:
         error = future.exception() if future.status == "error" else None
-        if isinstance(error, BigmapError):
+        may_pass = isinstance(error, ReadError) and not isinstance(error, UnfitFileError)
+        if isinstance(error, BigmapError) and not (may_pass and attempt < MAX_ATTEMPTS):
             raise error
         if attempt == MAX_ATTEMPTS:
             raise RunError(

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import CRSError, RasterioError, RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.transform import array_bounds
@@ -172,8 +173,8 @@ class RasterReader:
         return out
 
 
-def use_raster(href: str, access: Access, use: Callable[[Any], T]) -> T:
-    """Open a single-band raster and use it, both again with backoff where GDAL fails.
+def use_raster(href: str, access: Access, use: Callable[[Any], T], *, one_band: bool = True) -> T:
+    """Open a raster and use it, both again with backoff where GDAL fails.
 
     Parameters
     ----------
@@ -183,6 +184,8 @@ def use_raster(href: str, access: Access, use: Callable[[Any], T]) -> T:
         How to fetch it.
     use
         What to do with the open dataset.
+    one_band
+        Refuse what is no band or mask of a scene: several bands, complex numbers, no CRS.
 
     Raises
     ------
@@ -192,27 +195,29 @@ def use_raster(href: str, access: Access, use: Callable[[Any], T]) -> T:
     attempts = Retrying(
         stop=stop_after_attempt(access.retries + 1),
         wait=wait_random_exponential(multiplier=0.2, max=10),
-        retry=retry_if_exception_type(RasterioIOError),
+        retry=retry_if_exception_type((RasterioIOError, CPLE_BaseError)),
         reraise=True,
     )
     try:
         for attempt in attempts:
             with attempt:
-                return _use_once(href, access, use, fresh=attempt.retry_state.attempt_number > 1)
-    except (RasterioError, CRSError) as error:
+                fresh = attempt.retry_state.attempt_number > 1
+                with open_raster(href, access, fresh=fresh) as dataset:
+                    if one_band:
+                        _check_band(dataset, href)
+                    return use(dataset)
+    except (RasterioError, CPLE_BaseError, CRSError, OSError) as error:
         raise ReadError(f"{href}: {_reason(error, href)}") from None
     raise AssertionError("the loop above returns or raises")
 
 
-def _use_once(href: str, access: Access, use: Callable[[Any], T], *, fresh: bool) -> T:
-    with open_raster(href, access, fresh=fresh) as dataset:
-        if dataset.count != 1 and not has_alpha(dataset):
-            raise UnfitFileError(f"{href}: has {dataset.count} bands, but assets of one are read")
-        if dataset.dtypes[0].startswith("complex"):
-            raise UnfitFileError(f"{href}: holds complex numbers, not those of a band or mask")
-        if dataset.crs is None:
-            raise UnfitFileError(f"{href}: has no CRS")
-        return use(dataset)
+def _check_band(dataset: DatasetReader, href: str) -> None:
+    if dataset.count != 1 and not has_alpha(dataset):
+        raise UnfitFileError(f"{href}: has {dataset.count} bands, but assets of one are read")
+    if dataset.dtypes[0].startswith("complex"):
+        raise UnfitFileError(f"{href}: holds complex numbers, not those of a band or mask")
+    if dataset.crs is None:
+        raise UnfitFileError(f"{href}: has no CRS")
 
 
 @contextmanager

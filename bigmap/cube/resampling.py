@@ -60,7 +60,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 """The kernel of a method, then the one that replaces it where neighbours are missing."""
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=128)
 def transformer_between(first: str, second: str) -> Transformer:
     """Return the transformation from one CRS to another, which takes tens of ms to make."""
     return Transformer.from_crs(first, second, always_xy=True)

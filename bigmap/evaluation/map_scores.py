@@ -12,6 +12,7 @@ from shapely.geometry.base import BaseGeometry
 from bigmap.area import CHOOSE_LAYER, read_area
 from bigmap.chips import SPLITS, Split
 from bigmap.config import Recipe, SimulatedSource
+from bigmap.cube import Access
 from bigmap.errors import OutputError, RecipeError, SamplesError
 from bigmap.evaluation.maps import (
     BlockMapper,
@@ -149,6 +150,8 @@ def open_map_labels(recipe: Recipe, grid: MapGrid) -> LabelReader:
 
     Raises
     ------
+    ReadError
+        If their files cannot be read after all retries.
     SamplesError
         If they cannot be used; names the field.
     """
@@ -160,6 +163,7 @@ def open_map_labels(recipe: Recipe, grid: MapGrid) -> LabelReader:
         class_values=[entry.value for entry in grid.legend],
         bounds=grid.bounds,
         seed=recipe.source.seed if isinstance(recipe.source, SimulatedSource) else 0,
+        access=Access(**recipe.source.access.model_dump()),
     )
 
 

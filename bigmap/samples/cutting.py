@@ -102,9 +102,10 @@ def cut_block(job: ChipJob, block: ROI, rows: Sequence[ItemRow]) -> BlockRecord:
     Raises
     ------
     ReadError
-        If a file cannot be read and the recipe does not allow dropping its date.
+        If a file cannot be read and the recipe does not allow dropping its date; or one of labels
+        or targets cannot.
     SamplesError
-        If labels cannot be read.
+        If labels or targets are unfit, or refused by a rule of the recipe.
     OutputError
         If a part cannot be written.
     """

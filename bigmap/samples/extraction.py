@@ -67,10 +67,13 @@ class SamplesPlan:
 
         Raises
         ------
+        ReadError
+            If a file of labels or targets cannot be read after all retries.
         SamplesError
             If labels or targets cannot be used.
         """
         recipe, samples = self.plan.recipe, self.samples
+        access = Access(**recipe.source.access.model_dump())
         bounds = self.chips.area.bounds
         labels, target = samples.labels, samples.target
         return ChipJob(
@@ -92,10 +95,11 @@ class SamplesPlan:
                 seed=_seed_of(recipe),
                 # A set for tests alone may hold one class.
                 least_classes=1 if self.chips.splits.areas[0].is_empty else 2,
+                access=access,
             ),
             target=open_sensor(
                 target.files, self.template.target_bands, scale=target.scale, offset=target.offset,
-                seed=_seed_of(recipe),
+                seed=_seed_of(recipe), access=access,
             )
             if isinstance(target, SensorImage)
             else None,
@@ -103,7 +107,7 @@ class SamplesPlan:
             resampling=recipe.reading.resampling,
             loader=recipe.reading.loader,
             on_error=recipe.reading.on_error,
-            access=Access(**recipe.source.access.model_dump()),
+            access=access,
         )  # fmt: skip
 
 
@@ -237,8 +241,9 @@ def _make_template(recipe: Recipe, spec: ModelSpec, *, is_reduced: bool) -> Chip
     elif isinstance(samples.target, SensorImage):
         target_bands = _image_bands(spec)
         sensor = open_sensor(
-            samples.target.files, target_bands, scale=1, offset=0, seed=_seed_of(recipe)
-        )
+            samples.target.files, target_bands, scale=1, offset=0, seed=_seed_of(recipe),
+            access=Access(**source.access.model_dump()),
+        )  # fmt: skip
         target_px = max(1, round(samples.chip_px * gsd_m / sensor.gsd_m))
     has_labels = samples.labels is not None
     return ChipTemplate(

@@ -6,18 +6,21 @@ import datetime as dt
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
+from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject
 
 from bigmap import simulate
+from bigmap.cube import Access
 from bigmap.errors import SamplesError
-from bigmap.labels import has_alpha_band, open_own_raster
+from bigmap.labels import has_alpha_band, use_own_raster
 from bigmap.radiometry import DN_OFFSET, DN_SCALE, NODATA
 from bigmap.simulate.images import SECOND_GSD_M, SECOND_RESPONSE
 
@@ -94,6 +97,7 @@ class SensorReader:
     offset: float = 0.0
     seed: int = 0
     gsd_m: float = SECOND_GSD_M
+    access: Access = Access()
 
     def read(self, crs: str, bounds: Bounds, side_px: int, day: dt.date) -> UInt16Array:
         """Read the image of a chip.
@@ -111,14 +115,22 @@ class SensorReader:
         -------
         numpy.ndarray
             uint16, (band, side_px, side_px), 0 where there is nothing.
+
+        Raises
+        ------
+        ReadError
+            If a file cannot be read at present; trying again may help.
+        SamplesError
+            If a file is unfit.
         """
         geobox = GeoBox.from_bbox(bounds, crs=crs, shape=(side_px, side_px))
         if not self.files:
             reflectance = self._render(crs, bounds, geobox, day)
         else:
             reflectance = np.full((len(self.bands), side_px, side_px), np.nan)
+            warp = partial(self._warp, geobox=geobox)
             for file in self.files:
-                found = self._warp(file, geobox)
+                found = use_own_raster(file, self.access, warp, field=FILES_FIELD)
                 reflectance = np.where(np.isnan(reflectance), found, reflectance)
         dn = np.rint((reflectance - DN_OFFSET) / DN_SCALE)
         has_data = np.isfinite(dn).all(axis=0)
@@ -140,30 +152,30 @@ class SensorReader:
         order = list(SECOND_RESPONSE)
         return target[[order.index(band) for band in self.bands]]
 
-    def _warp(self, file: str, geobox: GeoBox) -> Any:
-        with (
-            open_own_raster(file, field=FILES_FIELD) as source,
-            WarpedVRT(
-                source, crs=str(geobox.crs), transform=geobox.transform, width=geobox.shape[1],
-                height=geobox.shape[0], resampling=Resampling.cubic, tolerance=1e-9,
-                add_alpha=source.nodata is None and not has_alpha_band(source),
-            ) as warped,
-        ):  # fmt: skip
+    def _warp(self, source: DatasetReader, *, geobox: GeoBox) -> Any:
+        with WarpedVRT(
+            source, crs=str(geobox.crs), transform=geobox.transform, width=geobox.shape[1],
+            height=geobox.shape[0], resampling=Resampling.cubic, tolerance=1e-9,
+            add_alpha=source.nodata is None and not has_alpha_band(source),
+        ) as warped:  # fmt: skip
             values = warped.read(range(1, len(self.bands) + 1)).astype(np.float64)
             seen = warped.dataset_mask() > 0
         return np.where(seen, self.scale * values + self.offset, np.nan)
 
 
 def open_sensor(
-    files: Sequence[str], bands: tuple[str, ...], *, scale: float, offset: float, seed: int
-) -> SensorReader:
+    files: Sequence[str], bands: tuple[str, ...], *, scale: float, offset: float, seed: int,
+    access: Access = Access(),
+) -> SensorReader:  # fmt: skip
     """Check images of a second sensor and make what reads them.
 
     Raises
     ------
+    ReadError
+        If a file cannot be read after all retries.
     SamplesError
-        If a file cannot be read, has no CRS, too few bands, or pixels not in metres; or the
-        simulated sensor has no such band.
+        If a file is unfit, has no CRS, too few bands, or pixels not in metres; or the simulated
+        sensor has no such band.
     """
     if not files:
         unknown = sorted(set(bands) - set(SECOND_RESPONSE))
@@ -173,17 +185,21 @@ def open_sensor(
                 f"{', '.join(SECOND_RESPONSE)}"
             )
         return SensorReader(bands, seed=seed)
-    gsd_m = math.inf
-    for file in files:
-        where = f"{FILES_FIELD}: {file}"
-        with open_own_raster(file, field=FILES_FIELD) as source:
-            if source.crs is None or not source.crs.is_projected:
-                raise SamplesError(f"{where}: needs a projected CRS in metres")
-            count = source.count - has_alpha_band(source)
-            if count < len(bands):
-                raise SamplesError(
-                    f"{where}: has {count} bands, but the model makes {len(bands)}: "
-                    f"{', '.join(bands)}"
-                )
-            gsd_m = min(gsd_m, abs(float(source.transform.a)))
-    return SensorReader(bands, tuple(files), scale, offset, seed, gsd_m)
+    gsd_m = min(
+        use_own_raster(file, access, partial(_check, file=file, bands=bands), field=FILES_FIELD)
+        for file in files
+    )
+    return SensorReader(bands, tuple(files), scale, offset, seed, gsd_m, access)
+
+
+def _check(source: DatasetReader, *, file: str, bands: tuple[str, ...]) -> float:
+    """Refuse an image that can be no target; returns the side of its pixels in metres."""
+    where = f"{FILES_FIELD}: {file}"
+    if source.crs is None or not source.crs.is_projected:
+        raise SamplesError(f"{where}: needs a projected CRS in metres")
+    count = source.count - has_alpha_band(source)
+    if count < len(bands):
+        raise SamplesError(
+            f"{where}: has {count} bands, but the model makes {len(bands)}: {', '.join(bands)}"
+        )
+    return abs(float(source.transform.a))
