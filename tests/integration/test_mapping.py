@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from bigmap.clusters import open_cluster
 from bigmap.clusters.mapping import map_on
 from bigmap.config import LocalCluster
-from bigmap.errors import RunError, SamplesError
+from bigmap.errors import ReadError, RunError, SamplesError, UnfitFileError
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class Square:
     dies_at: int | None = None
     fails_at: int | None = None
     refuses: int | None = None
+    misses: int | None = None
+    """Cannot be read twice."""
+    unfit: int | None = None
 
     def __call__(self, number: int) -> int:
         marker = Path(self.folder) / "died"
@@ -32,6 +36,12 @@ class Square:
             raise OSError("a disk is gone")
         if number == self.refuses:
             raise SamplesError("samples.labels: cannot be read")
+        if number == self.misses and len(list(Path(self.folder).glob("missed*"))) < 2:
+            Path(self.folder, f"missed-{uuid.uuid4().hex}").touch()
+            raise ReadError("labels.tif: HTTP response code: 503")
+        if number == self.unfit:
+            Path(self.folder, f"unfit-{uuid.uuid4().hex}").touch()
+            raise UnfitFileError("labels.tif: has 3 bands")
         return number**2
 
 
@@ -67,3 +77,16 @@ def test_errors_come_as_they_are(client, tmp_path) -> None:
         list(map_on(client, Square(str(tmp_path), refuses=3), range(9)))
     with pytest.raises(RunError, match=r"4: failed in 3 attempts \(a disk is gone\)"):
         list(map_on(client, Square(str(tmp_path), fails_at=4), range(9)))
+
+
+def test_what_cannot_be_read_for_a_moment_is_read_again(client, tmp_path, monkeypatch) -> None:
+    results = list(map_on(client, Square(str(tmp_path), misses=3), range(9)))
+    assert sorted(results) == [number**2 for number in range(9)]
+    assert len(list(tmp_path.glob("missed*"))) == 2
+    with pytest.raises(UnfitFileError, match=r"^labels\.tif: has 3 bands$"):
+        list(map_on(client, Square(str(tmp_path), unfit=2), range(9)))
+    assert len(list(tmp_path.glob("unfit*"))) == 1, "trying again does not help"
+    monkeypatch.setattr("bigmap.clusters.mapping.MAX_ATTEMPTS", 2)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ReadError, match=r"^labels\.tif: HTTP response code: 503$"):
+        list(map_on(client, Square(str(tmp_path / "other"), misses=3), range(9)))

@@ -1,6 +1,7 @@
 """Labels of polygons, rasters and the simulated world, each against values known beforehand."""
 
 import datetime as dt
+import shutil
 
 import geopandas as gpd
 import numpy as np
@@ -14,6 +15,7 @@ from pyproj import Transformer
 from rasterio._err import CPLE_AppDefinedError
 
 from bigmap.cube import Access
+from bigmap.cube.resampling import transformer_between
 from bigmap.errors import ReadError, SamplesError
 from bigmap.labels import open_labels, reduce_by_mode
 from bigmap.simulate import render_truth
@@ -490,3 +492,82 @@ def test_what_gdal_raises_without_a_type_of_rasterio_is_told(tmp_path, monkeypat
     monkeypatch.setattr("bigmap.labels.has_alpha_band", fail)
     with pytest.raises(ReadError, match=r"a\.tif: custom tag 0 is not read"):
         read(raster(file))
+
+
+VALUES = (np.indices((40, 40)).sum(axis=0) // 10 % 4).astype(np.uint8)
+
+
+def fail_at_first(monkeypatch, failures):
+    """Let GDAL fail to open files so often; returns how each was opened."""
+    opened = []
+
+    def open_dataset(name, **options):
+        opened.append(rasterio.env.getenv())
+        if len(opened) <= failures:
+            raise rasterio.errors.RasterioIOError("HTTP response code: 503")
+        return rasterio.io.DatasetReader(name, **options)
+
+    monkeypatch.setattr("bigmap.cube.reading.DatasetReader", open_dataset)
+    return opened
+
+
+def test_a_raster_that_fails_twice_is_read(tmp_path, monkeypatch):
+    file = write_raster(tmp_path / "a.tif", VALUES)
+    access = Access(retries=2, timeout_s=7)
+    reader = open_labels(raster(file), crs=CRS, class_values=(0, 1, 2, 3), bounds=BOUNDS,
+                         access=access)  # fmt: skip
+    opened = fail_at_first(monkeypatch, 2)
+    np.testing.assert_array_equal(reader.near(BOUNDS).read(GRID), VALUES)
+    assert [each["GDAL_HTTP_CONNECTTIMEOUT"] for each in opened] == [7, 7, 7]
+    assert [each["AWS_NO_SIGN_REQUEST"] for each in opened] == ["NO"] * 3, "they are the user's own"
+    fail_at_first(monkeypatch, 3)
+    with pytest.raises(ReadError, match=r"^samples\.labels\.files: .*a\.tif: .*code: 503"):
+        reader.read(GRID)
+
+
+def test_hrefs_of_rasters_are_signed(tmp_path, monkeypatch):
+    file = write_raster(tmp_path / "a.tif", VALUES)
+    href = "https://maps.blob.core.windows.net/labels/a.tif"
+    signed = {(href, "planetary-computer"): file}
+    monkeypatch.setattr("bigmap.cube.reading.sign_href", lambda *given: signed[given])
+    reader = open_labels(raster(href), crs=CRS, class_values=(0, 1, 2, 3), bounds=BOUNDS,
+                         access=Access(sign="planetary-computer"))  # fmt: skip
+    np.testing.assert_array_equal(reader.read(GRID), VALUES)
+
+
+def test_a_raster_that_has_become_another_kind_ends_the_work(tmp_path):
+    file = write_raster(tmp_path / "a.tif", VALUES)
+    reader = open_labels(raster(file), crs=CRS, class_values=(0, 1, 2, 3), bounds=BOUNDS)
+    with rasterio.open(file, "r+") as target:
+        target.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(tmp_path / "other.tif"))
+    with pytest.raises(SamplesError, match=r"^samples\.labels\.files: .*a\.tif: "):
+        reader.read(GRID)
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".parquet"])
+def test_polygons_that_are_away_for_a_moment_can_be_read_again(tmp_path, suffix):
+    file = write_vector(tmp_path / f"fields{suffix}")
+    reader = open_labels(vector(file), crs=CRS, class_values=(0, 1, 2, 3), bounds=BOUNDS)
+    expected = reader.read(GRID)
+    away = (tmp_path / "away").joinpath(f"fields{suffix}")
+    away.parent.mkdir()
+    shutil.move(file, away)
+    with pytest.raises(ReadError, match=rf"^samples\.labels\.file: .*\{suffix}: cannot be read"):
+        reader.read(GRID)
+    shutil.move(away, file)
+    np.testing.assert_array_equal(reader.read(GRID), expected)
+    assert (expected != 255).any()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_transformations_are_made_once_for_all_places(tmp_path, dtype):
+    values = VALUES.astype(dtype)
+    crs = "EPSG:25831"  # the same coordinates as those of the grid
+    file = write_raster(tmp_path / "a.tif", values, crs=crs)
+    reader = open_labels(raster(file), crs=CRS, class_values=(0, 1, 2, 3), bounds=BOUNDS)
+    reader.read(GRID[:8, :8])
+    made = transformer_between.cache_info().misses
+    for row in range(8, 40, 8):
+        part = reader.near(BOUNDS).read(GRID[row : row + 8, 3:11])
+        np.testing.assert_array_equal(part, values[row : row + 8, 3:11])
+    assert transformer_between.cache_info().misses == made

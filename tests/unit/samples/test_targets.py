@@ -46,3 +46,22 @@ def test_other_files_and_too_few_bands_are_named(tmp_path):
     with pytest.raises(ReadError, match=r"^samples\.target\.files: .*a\.vrt: .* Only GeoTIFF"):
         open_sensor([str(tmp_path / "a.vrt")], ("red",), scale=1e-4, offset=0, seed=0,
                     access=Access(retries=0))  # fmt: skip
+
+
+def test_an_image_that_fails_twice_is_read(tmp_path, monkeypatch):
+    file = write_image(tmp_path / "a.tif", alpha=False)
+    sensor = open_sensor([file], ("red",), scale=1e-4, offset=0, seed=0, access=Access(retries=2))
+    expected = sensor.read(CRS, BOUNDS, 40, dt.date(2024, 4, 1))
+    failures = iter([True, True, False])
+
+    def open_dataset(name, **options):
+        if next(failures, True):
+            raise rasterio.errors.RasterioIOError("HTTP response code: 503")
+        return rasterio.io.DatasetReader(name, **options)
+
+    monkeypatch.setattr("bigmap.cube.reading.DatasetReader", open_dataset)
+    image = sensor.read(CRS, BOUNDS, 40, dt.date(2024, 4, 1))
+    np.testing.assert_array_equal(image, expected)
+    assert (image[0, 20:] == 3000).all()
+    with pytest.raises(ReadError, match=r"^samples\.target\.files: .*a\.tif: .*code: 503"):
+        sensor.read(CRS, BOUNDS, 40, dt.date(2024, 4, 1))
