@@ -1,7 +1,10 @@
 """Chips of tiny scenes: the pixels of the cube, the labels of the file, whatever the blocks."""
 
 import json
+import re
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import geopandas as gpd
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 import rasterio.features
 import shapely
 import yaml
+from rasterio.io import MemoryFile
 from typer.testing import CliRunner
 
 import bigmap
@@ -17,6 +21,7 @@ from bigmap.cli import app
 from bigmap.config import parse_recipe
 from bigmap.errors import SamplesError
 from bigmap.planning import make_plan
+from bigmap.runner import SilentReporter
 from bigmap.runs import RunFolder
 from bigmap.samples import extract_chips, plan_samples, recipe_of_samples
 from tests.integration.local import start_cluster
@@ -221,3 +226,89 @@ def test_the_command_prints_counts_and_refuses_a_place_that_is_taken(world, tmp_
     other = ["extract", str(file), "--resume", "--set", "samples.chip_px=2"]
     with pytest.raises(SamplesError, match=r"was started with another samples\.chip_px"):
         CliRunner().invoke(app, other, catch_exceptions=False)
+
+
+class _Host(ThreadingHTTPServer):
+    """A host of one file, read in ranges, that answers 503 while it is overloaded."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.content = content
+        self.is_overloaded = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/labels.tif"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Host
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.wfile.write(self.answer())
+
+    def answer(self) -> bytes:
+        """Send the head of an answer, and return its body."""
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        whole = self.server.content
+        start, end = (int(found[1]), int(found[2]) + 1) if found else (0, len(whole))
+        body = b"" if self.server.is_overloaded else whole[start:end]
+        self.send_response(503 if self.server.is_overloaded else 206 if found else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(body)))
+        if found and body:
+            self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{len(whole)}")
+        self.end_headers()
+        return body
+
+    def log_message(self, *_) -> None:
+        """Say nothing."""
+
+
+class _Overload(SilentReporter):
+    """Overloads a host from the first block until two attempts at blocks have failed."""
+
+    def __init__(self, host: _Host) -> None:
+        self.host = host
+        self.failed: list[str] = []
+
+    def start(self, *_) -> None:
+        self.host.is_overloaded = True
+
+    def note(self, message: str) -> None:
+        if "failed" in message:
+            self.failed.append(message)
+            self.host.is_overloaded = len(self.failed) < 2
+
+
+def test_labels_that_fail_twice_are_read(world, client, tmp_path, monkeypatch):
+    monkeypatch.setattr("bigmap.runner.RETRY_DELAY_S", 0.01)
+    values = np.random.default_rng(5).integers(0, 2, (300, 300)).astype(np.uint8)
+    left, top, pixel_m = 390_000, 4_650_000, 300
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff", width=300, height=300, count=1, dtype="uint8", crs="EPSG:32631",
+            transform=rasterio.Affine(pixel_m, 0, left, 0, -pixel_m, top),
+        ) as target:  # fmt: skip
+            target.write(values, 1)
+        host = _Host(memory.read())
+    Thread(target=host.serve_forever, args=(0.01,), daemon=True).start()
+    labels = {"kind": "raster", "files": [host.url]}
+    raw = make_recipe(world, tmp_path / "chips.zarr", labels=labels).model_dump(mode="json")
+    raw["source"]["access"]["retries"] = 1
+    reporter = _Overload(host)
+    summary = extract(parse_recipe(raw), client, reporter=reporter)
+    host.shutdown()
+    host.server_close()
+    assert len(reporter.failed) >= 2
+    assert all("samples.labels.files: http://127.0.0.1" in each for each in reporter.failed)
+    assert summary.exit_code == 0
+    chips = ChipSet(str(tmp_path / "chips.zarr"))
+    assert len(chips) > 40
+    for index in range(len(chips)):
+        chip = chips.read(index)
+        row, col = (top // 600 + chip.row) * 2, (chip.col - left // 600) * 2
+        np.testing.assert_array_equal(chip.labels, values[row : row + 8, col : col + 8])
