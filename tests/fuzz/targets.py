@@ -33,6 +33,7 @@ from bigmap.config import (
     parse_recipe,
     parse_yaml,
 )
+from bigmap.cube import Access
 from bigmap.labels import open_labels
 from bigmap.lease import Lease
 from bigmap.models import read_tensors
@@ -181,7 +182,9 @@ def read_labels(case: Path) -> None:
     if file.suffix == ".tiff":
         settings = {"kind": "raster", "files": (str(file),), "classes": None}
     bounds = (LEFT, TOP - 400, LEFT + 400, TOP)
-    reader = open_labels(settings, crs=CRS, class_values=(0, 1, 2), bounds=bounds)
+    reader = open_labels(
+        settings, crs=CRS, class_values=(0, 1, 2), bounds=bounds, access=Access(retries=0)
+    )
     reader.near(bounds).read(GeoBox((40, 40), Affine(10, 0, LEFT, 0, -10, TOP), CRS))
 
 
