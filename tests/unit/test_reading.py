@@ -245,7 +245,7 @@ def test_a_file_that_names_another_as_its_overviews_is_refused(tmp_path):
     with rasterio.open(path, "r+") as file:
         file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=other)
     with (
-        pytest.raises(ReadError, match=r"a\.tif: names another file"),
+        pytest.raises(ReadError, match=r"a\.tif: has its overviews in another file"),
         open_raster(path, Access(retries=0)),
     ):
         pass
