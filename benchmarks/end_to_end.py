@@ -47,7 +47,7 @@ from bigmap.items import ItemRow
 from bigmap.ledger import BlockRecord
 from bigmap.runner import run_plan
 from bigmap.simulate import SceneRequest, write_scenes
-from bigmap.simulate.scenes import VERSION
+from bigmap.simulate.requests import VERSION
 
 REAL_ITEMS = ROOT.parent / "shared" / "data" / "sentinel-2-l2a" / "items.json"
 CORNER_M = (317440.0, 4628480.0)

@@ -10,11 +10,12 @@ from bigmap.simulate.files import trim_cache
 from bigmap.simulate.flavours import FLAVOURS
 from bigmap.simulate.images import render_reflectance, render_second_sensor
 from bigmap.simulate.pool import Pool, start_pool
+from bigmap.simulate.requests import SceneRequest, SceneStock, check_size, list_request_parts
 from bigmap.simulate.scenes import (
     Renderer,
-    SceneRequest,
     SceneTask,
-    list_request_parts,
+    forecast_items,
+    locate_items,
     render_here,
     split_tasks,
     write_scenes,
@@ -31,9 +32,13 @@ __all__ = [
     "Pool",
     "Renderer",
     "SceneRequest",
+    "SceneStock",
     "SceneTask",
     "World",
+    "check_size",
+    "forecast_items",
     "list_request_parts",
+    "locate_items",
     "render_here",
     "render_reflectance",
     "render_second_sensor",

@@ -51,7 +51,8 @@ def describe_item(
     sun
         Azimuth and elevation in degrees.
     percentages
-        Shares of the scene classification, in percent, by the names of the ``s2`` fields.
+        Shares of the scene classification, in percent, by the names of the ``s2`` fields; none
+        where they are not known yet, and then no cloud cover is stated.
     footprint
         Ring of the valid pixels in the part's CRS.
 
@@ -78,7 +79,7 @@ def describe_item(
         "platform": datatake.platform,
         "constellation": "sentinel-2",
         "instruments": ["msi"],
-        "eo:cloud_cover": _cloudiness(percentages),
+        **({"eo:cloud_cover": _cloudiness(percentages)} if percentages else {}),
         "proj:epsg": tile.epsg,
         "proj:code": f"EPSG:{tile.epsg}",
         "mgrs:utm_zone": tile.zone,

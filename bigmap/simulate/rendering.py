@@ -108,7 +108,7 @@ def render_scenes(seed: int, part: Part, jobs: Sequence[SceneJob]) -> None:
     jobs
         Of ``part``; their images are held at once.
     """
-    pieces = {id(job): _list_pieces(seed, job) for job in jobs}
+    pieces = {id(job): _list_pieces(seed, part, job.datatake) for job in jobs}
     for piece in part.pieces:
         seen = [job for job in jobs if piece in pieces[id(job)]]
         if not seen:
@@ -121,24 +121,39 @@ def render_scenes(seed: int, part: Part, jobs: Sequence[SceneJob]) -> None:
                 job.images = {}
 
 
-def _list_pieces(seed: int, job: SceneJob) -> list[Part]:
+def forecast_item(seed: int, part: Part, datatake: Datatake) -> dict[str, Any]:
+    """Describe a scene before it is rendered.
+
+    Its outline is that of the pieces that the datatake sees, in which its pixels will lie, and
+    its clouds are left out.
+    """
+    seen = [shapely.box(*piece.bounds) for piece in _list_pieces(seed, part, datatake)]
+    azimuth, elevation = (float(angle.mean()) for angle in datatake.locate_sun(*corners_of(part)))
+    hull = shapely.convex_hull(shapely.union_all(seen))
+    footprint = [(float(x), float(y)) for x, y in shapely.get_coordinates(hull)]
+    return describe_item(
+        part, datatake, sun=(azimuth, elevation), percentages={}, footprint=footprint
+    )
+
+
+def _list_pieces(seed: int, part: Part, datatake: Datatake) -> list[Part]:
     """List the pieces that a datatake sees; the others are without data."""
-    day = job.datatake.node.date()
+    day = datatake.node.date()
     return [
         piece
-        for piece in job.part.pieces
-        if job.datatake in list_datatakes_of(piece, seed, day - _DAY, day + _DAY)
+        for piece in part.pieces
+        if datatake in list_datatakes_of(piece, seed, day - _DAY, day + _DAY)
     ]
 
 
 @lru_cache(maxsize=16384)
 def list_datatakes_of(part: Part, seed: int, start: dt.date, end: dt.date) -> tuple[Datatake, ...]:
     """List the datatakes that see a part on some days, both included, in the order of time."""
-    return tuple(list_datatakes(seed, *_corners_of(part), start, end))
+    return tuple(list_datatakes(seed, *corners_of(part), start, end))
 
 
 @lru_cache(maxsize=16384)
-def _corners_of(part: Part) -> tuple[F64, F64]:
+def corners_of(part: Part) -> tuple[F64, F64]:
     """Return longitude and latitude of the corners of a part's pieces, in degrees.
 
     Swath edges are nearly straight, so the corners of a piece stand for all of it.

@@ -18,7 +18,8 @@ from types import FrameType
 from typing import Any
 
 from bigmap.errors import BigmapError
-from bigmap.simulate.scenes import SceneRequest, write_task
+from bigmap.simulate.requests import SceneRequest
+from bigmap.simulate.scenes import write_task
 
 WATCH_S = 1.0
 """How often a process looks whether its caller still lives."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from bigmap.errors import OutputError, PlanError
 from bigmap.simulate.catalogs import write_geoparquet, write_static_catalog
 from bigmap.simulate.files import fill_folder
-from bigmap.simulate.scenes import SceneRequest, write_scenes
+from bigmap.simulate.requests import SceneRequest
+from bigmap.simulate.scenes import write_scenes
 from bigmap.simulate.tiles import Bounds
 from bigmap.simulate.truth import LAYERS
 from bigmap.simulate.truth_files import write_truth, write_truth_polygons

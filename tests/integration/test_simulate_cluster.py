@@ -99,7 +99,7 @@ def watch_renderers(pids: dict[str, int], used: set[int], done: threading.Event)
 def test_a_part_that_cannot_be_written_is_one_sentence(client: Client, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.write_text("a file where the folder should be")
-    with pytest.raises(OutputError, match=r"cache: simulated scenes cannot be written \(.*\)$"):
+    with pytest.raises(OutputError, match=r"cache: simulated scenes cannot be kept there \(.*\)$"):
         write_scenes(TWO_PARTS, cache, render=partial(render_on, client, threads=1))
     assert not list_renderers(client.run(os.getpid))
 

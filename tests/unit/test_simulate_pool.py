@@ -79,7 +79,7 @@ def test_an_error_of_a_process_is_that_of_one(
 ) -> None:
     cache = tmp_path / "cache"
     cache.write_text("a file where the folder should be")
-    with pytest.raises(OutputError, match="simulated scenes cannot be written") as many:
+    with pytest.raises(OutputError, match="simulated scenes cannot be kept there") as many:
         write_scenes(TWO_PARTS, cache)
     monkeypatch.setattr(scenes, "count_cores", lambda: 1)
     with pytest.raises(OutputError) as one:
