@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
 
+from bigmap import simulate
 from bigmap.chips import Split
 from bigmap.clusters import Cluster
 from bigmap.clusters.mapping import map_on
@@ -54,6 +55,7 @@ __all__ = [
     "open_map",
     "plan",
     "predict",
+    "prepare_source",
     "run",
     "stage",
     "train",
@@ -61,14 +63,17 @@ __all__ = [
 
 SMALLEST_CUBE_PX = 1
 
+P = TypeVar("P", Plan, ZonePlans)
+
 
 def plan(recipe: Recipe) -> Plan | ZonePlans:
-    """Plan a map without mapping anything.
+    """Plan a map without mapping anything; nothing is written.
 
     Returns
     -------
     Plan or ZonePlans
-        With ``grid.crs: utm`` the plans of all zones, else one.
+        With ``grid.crs: utm`` the plans of all zones, else one. Its ``scenes`` say what of a
+        simulated source must be rendered before it can be run: see :func:`prepare_source`.
 
     Raises
     ------
@@ -77,6 +82,37 @@ def plan(recipe: Recipe) -> Plan | ZonePlans:
     """
     recipe = use_trained_weights(recipe)
     return plan_zones(recipe) if is_utm(recipe) else make_plan(recipe)
+
+
+def prepare_source(recipe: Recipe) -> None:
+    """Render what a simulated source lacks, on the cores of this machine; others lack nothing.
+
+    :func:`run`, :func:`stage`, :func:`extract` and :func:`open_cube` do so themselves; whoever
+    runs a plan of :func:`plan` calls this before it is made.
+
+    Raises
+    ------
+    BigmapError
+        If the recipe cannot work; then nothing is rendered.
+    """
+    _render(plan(recipe), simulate.render_here)
+
+
+def _plan_rendered(make: Callable[[], P], render: simulate.Renderer) -> P:
+    """Plan, render what the plan lacks, and plan again with what was rendered."""
+    prepared = make()
+    return make() if _render(prepared, render) else prepared
+
+
+def _render(prepared: Plan | ZonePlans, render: simulate.Renderer) -> bool:
+    """Turn a simulated source into files; tell whether any were missing."""
+    stock = prepared.scenes
+    if stock is None:
+        return False
+    # Also where all are there: they count as used from now on, so that none is removed.
+    for request in stock.requests:
+        simulate.write_scenes(request, stock.cache, max_bytes=stock.max_bytes, render=render)
+    return stock.lacking > 0
 
 
 def run(
@@ -132,14 +168,15 @@ def run(
         raise OutputError(f"--redo: there is no run at {recipe.output.path} to do blocks of again")
     if is_utm(recipe):
         with Cluster(recipe, note=(reporter or SilentReporter()).note) as cluster:
+            make = partial(
+                plan_zones,
+                recipe,
+                resume=resuming,
+                staged=Path(staged) if staged is not None else None,
+                needs_weights=not allow_random_weights,
+            )
             return run_zones(
-                plan_zones(
-                    recipe,
-                    resume=resuming,
-                    render=cluster.render,
-                    staged=Path(staged) if staged is not None else None,
-                    needs_weights=not allow_random_weights,
-                ),
+                _plan_rendered(make, cluster.render),
                 partial(run_plan, client=cluster.client),
                 resume=resuming,
                 limit=limit,
@@ -152,19 +189,16 @@ def run(
     if staged is not None and not resuming:
         items = read_staged(Path(staged))
     reporter = reporter or SilentReporter()
-    with Cluster(recipe, note=reporter.note) as cluster:
-        prepared = make_plan(
-            recipe,
-            catalogue=items,
-            render=cluster.render,
-            needs_weights=not allow_random_weights,
-        )
+
+    def make_own() -> Plan:
+        prepared = make_plan(recipe, catalogue=items, needs_weights=not allow_random_weights)
         if resuming:
             RunFolder(recipe.output.path).check_plan(prepared)
-        if staged is not None:
-            prepared = use_staged(prepared, Path(staged))
+        return use_staged(prepared, Path(staged)) if staged is not None else prepared
+
+    with Cluster(recipe, note=reporter.note) as cluster:
         return run_plan(
-            prepared,
+            _plan_rendered(make_own, cluster.render),
             cluster.client,
             resume=resuming,
             limit=limit,
@@ -205,10 +239,10 @@ def stage(
         If the recipe cannot work, or the folder cannot hold the scenes.
     """
     if is_utm(recipe):
-        return stage_zones(
-            plan_zones(recipe), Path(folder), whole=whole, jobs=jobs, reporter=reporter
-        )
-    return stage_plan(make_plan(recipe), Path(folder), whole=whole, jobs=jobs, reporter=reporter)
+        zones = _plan_rendered(partial(plan_zones, recipe), simulate.render_here)
+        return stage_zones(zones, Path(folder), whole=whole, jobs=jobs, reporter=reporter)
+    prepared = _plan_rendered(partial(make_plan, recipe), simulate.render_here)
+    return stage_plan(prepared, Path(folder), whole=whole, jobs=jobs, reporter=reporter)
 
 
 def extract(
@@ -244,9 +278,9 @@ def extract(
     resuming = check_place(of_samples, resume=resume, overwrite=overwrite)
     items = RunFolder(of_samples.output.path).read_items() if resuming else None
     with Cluster(of_samples, note=reporter.note) as cluster:
-        prepared = plan_samples(make_plan(of_samples, catalogue=items, render=cluster.render))
+        make = partial(make_plan, of_samples, catalogue=items)
         return extract_chips(
-            prepared,
+            plan_samples(_plan_rendered(make, cluster.render)),
             cluster.client,
             resume=resuming,
             limit=limit,
@@ -330,7 +364,7 @@ def open_cube(
         raw = recipe.model_dump(mode="json")
         raw["area"]["clip_bbox"] = np.asarray(bbox).tolist()
         recipe = parse_recipe(raw, origin="open_cube")
-    prepared = make_plan(recipe)
+    prepared = _plan_rendered(partial(make_plan, recipe), simulate.render_here)
     roi = intersect(prepared.lattice.snap(prepared.area.bounds, SMALLEST_CUBE_PX), prepared.extent)
     if is_empty(roi) or 0 in shape_of(roi):
         raise RecipeError("area: holds no pixel of the grid")

@@ -28,7 +28,6 @@ from bigmap.config import (
     FilesSource,
     MaskConfig,
     ModelConfig,
-    RealSourceConfig,
     Recipe,
     SimulatedSource,
 )
@@ -74,6 +73,7 @@ COUNTED_BLOCKS = 64
 """Whose cells and windows are counted one by one; the others read as much for each pixel."""
 REMOTE_READS = 16
 LOCAL_READS = 2
+CACHE_LIMIT = "source.cache_gb"
 LOCAL_HOST = "://"
 """Of :meth:`bigmap.items.ItemTable.count_hosts`."""
 
@@ -144,6 +144,8 @@ class Plan:
     layers: tuple[LayerSpec, ...]
     sizes: ClusterSizes
     """Of the recipe's cluster."""
+    scenes: simulate.SceneStock | None = None
+    """Scenes that a simulated source needs, and those that are there; None where none are read."""
 
     def name(self, block: ROI) -> str:
         """Return the name of a block."""
@@ -193,8 +195,23 @@ class Plan:
             "versions": list_versions(),
         }
 
+    def check_rendered(self) -> None:
+        """Refuse to read simulated scenes that are not there.
+
+        Raises
+        ------
+        PlanError
+            If some were not when this plan was made.
+        """
+        if self.scenes is not None and self.scenes.lacking:
+            raise PlanError(
+                f"source: {self.scenes.lacking} of {len(self.scenes.scenes)} simulated scenes are "
+                "not rendered; call bigmap.prepare_source(recipe) before bigmap.plan(recipe)"
+            )
+
     def job(self, run_folder: str, lease_owner: str | None) -> BlockJob:
-        """Return what all blocks of a run have in common."""
+        """Return what all blocks of a run have in common; see :meth:`check_rendered`."""
+        self.check_rendered()
         recipe = self.recipe
         return BlockJob(
             output=recipe.output.path,
@@ -400,19 +417,17 @@ def make_plan(
     recipe: Recipe,
     *,
     catalogue: Catalogue | None = None,
-    render: simulate.Renderer = simulate.render_here,
     needs_weights: bool = False,
 ) -> Plan:
-    """Derive the plan of a run.
+    """Derive the plan of a run; nothing is written.
 
     Parameters
     ----------
     recipe
-        The recipe; a simulated source writes the scenes it needs here.
+        The recipe. Scenes of a simulated source that are not rendered are planned by their
+        orbits, as if they had no clouds to go by.
     catalogue
         The items of a run that is resumed; otherwise the source is searched.
-    render
-        Renders what a simulated source lacks; by default processes of this machine.
     needs_weights
         Refuse a network without weights.
 
@@ -439,22 +454,42 @@ def make_plan(
     check_inputs(recipe)
     _check_memory(draft)
     # Also for a run that goes on: the cache may have lost scenes since.
-    source = _write_simulated(recipe, _request_scenes(recipe, lattice, model, area), render)
-    if catalogue is None:
-        outline = shapely.intersection_all(list(area.parts))
-        margin_m = CONTEXT_CELLS * lattice.cell_px * lattice.gsd_m
-        around = outline.simplify(margin_m / 20).buffer(margin_m, quad_segs=4)
-        catalogue = find_items(
-            source,
-            bands=model.spec.bands,
-            mask_asset=mask_rule(recipe.source.mask).asset,
-            geometry_lonlat=lonlat_of(around, recipe.grid.crs),
-        )
-    plan = replace(draft, catalogue=catalogue)
+    draft = replace(draft, scenes=_list_scenes(draft))
+    plan = replace(draft, catalogue=catalogue or _find_items(draft))
     _check_coverage(plan)
     check_scenes(plan)
     _check_memory(plan)
     return plan
+
+
+def _find_items(draft: Plan) -> Catalogue:
+    """Search the source around the area."""
+    recipe, lattice, source = draft.recipe, draft.lattice, draft.recipe.source
+    outline = shapely.intersection_all(list(draft.area.parts))
+    margin_m = CONTEXT_CELLS * lattice.cell_px * lattice.gsd_m
+    around = outline.simplify(margin_m / 20).buffer(margin_m, quad_segs=4)
+    items = None
+    if isinstance(source, SimulatedSource):
+        assert draft.scenes is not None
+        source, items = _forecast_items(source, draft.scenes)
+    return find_items(
+        source,
+        bands=draft.model.spec.bands,
+        mask_asset=mask_rule(recipe.source.mask).asset,
+        geometry_lonlat=lonlat_of(around, recipe.grid.crs),
+        items=items,
+    )
+
+
+def _forecast_items(
+    source: SimulatedSource, scenes: simulate.SceneStock
+) -> tuple[FilesSource, list[tuple[Any, str]]]:
+    """Turn a simulated source into the file that lists its items, and what that holds or will."""
+    (request,) = scenes.requests
+    file = str(simulate.locate_items(request, scenes.cache))
+    common = source.model_dump(exclude={"kind", "seed", "scene_px", "cache", "cache_gb"})
+    items = simulate.forecast_items(request, scenes.cache)
+    return FilesSource(kind="files", files=(file,), **common), [(item, file) for item in items]
 
 
 def _list_blocks(lattice: Lattice, extent: ROI, area: Area) -> tuple[ROI, ...]:
@@ -639,21 +674,21 @@ def _request_scenes(
     )
 
 
-def _write_simulated(
-    recipe: Recipe, request: simulate.SceneRequest, render: simulate.Renderer
-) -> RealSourceConfig:
-    """Turn a simulated source into the files that it writes; leave others as they are."""
-    source = recipe.source
+def _list_scenes(plan: Plan) -> simulate.SceneStock | None:
+    """List what a simulated source needs and what of it is there; None for other sources.
+
+    Raises
+    ------
+    PlanError
+        If nothing was acquired, or the cache cannot hold it.
+    """
+    source = plan.recipe.source
     if not isinstance(source, SimulatedSource):
-        return source
-    items = simulate.write_scenes(
-        request,
-        simulated_cache(source),
-        max_bytes=int(source.cache_gb * 1e9),
-        render=render,
-    )
-    common = source.model_dump(exclude={"kind", "seed", "scene_px", "cache", "cache_gb"})
-    return FilesSource(kind="files", files=(str(items),), **common)
+        return None
+    request = _request_scenes(plan.recipe, plan.lattice, plan.model, plan.area)
+    max_bytes = int(source.cache_gb * 1e9)
+    simulate.check_size(request, max_bytes, limit=CACHE_LIMIT)
+    return simulate.SceneStock.of(request, simulated_cache(source), max_bytes=max_bytes)
 
 
 def simulated_cache(source: SimulatedSource) -> Path:

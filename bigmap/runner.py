@@ -235,7 +235,10 @@ def run_plan(
         If another driver writes this output, or has taken it over.
     LostClusterError
         If the cluster is lost; the run can be resumed.
+    PlanError
+        As :meth:`bigmap.planning.Plan.check_rendered`.
     """
+    plan.check_rendered()
     reporter = reporter or SilentReporter()
     folder = RunFolder(plan.recipe.output.path)
     lease = Lease(folder.path)

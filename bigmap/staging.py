@@ -159,7 +159,10 @@ def stage_plan(
         If the folder cannot be written or has not enough room.
     LeaseError
         If another process stages into this folder.
+    PlanError
+        As :meth:`bigmap.planning.Plan.check_rendered`.
     """
+    plan.check_rendered()
     reporter = reporter or StageProgress(Console(quiet=True))
     _make_folder(folder)
     lease = Lease(str(folder))
@@ -265,7 +268,8 @@ def use_staged(plan: Plan, folder: Path) -> Plan:
         if _key(row) not in staged:
             raise _refuse(folder, f"a catalogue without {row.id}")
         rows.append(replace(row, assets=staged[_key(row)]))
-    return replace(plan, catalogue=replace(plan.catalogue, rows=ItemTable.of(rows)))
+    staged_catalogue = replace(plan.catalogue, rows=ItemTable.of(rows))
+    return replace(plan, catalogue=staged_catalogue, scenes=None)
 
 
 def _read_note(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ from bigmap.config import UTM, Recipe
 from bigmap.errors import CatalogError, EmptyAreaError, OutputError, RecipeError
 from bigmap.lease import Lease
 from bigmap.models import MapModel
-from bigmap.planning import Estimate, Plan, check_inputs, check_scenes, make_plan
+from bigmap.planning import (
+    CACHE_LIMIT,
+    Estimate,
+    Plan,
+    check_inputs,
+    check_scenes,
+    make_plan,
+)
 from bigmap.progress import StageProgress
 from bigmap.runner import Reporter, RunSummary
 from bigmap.runs import RunFolder, check_output
@@ -46,6 +54,12 @@ class ZonePlans:
     def is_remote(self) -> bool:
         """Tell whether scenes lie behind a network."""
         return any(plan.is_remote for plan in self.plans)
+
+    @cached_property
+    def scenes(self) -> simulate.SceneStock | None:
+        """Scenes that a simulated source needs in all zones; see :attr:`Plan.scenes`."""
+        stocks = [plan.scenes for plan in self.plans if plan.scenes is not None]
+        return simulate.SceneStock.join(stocks) if stocks else None
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -92,7 +106,6 @@ def plan_zones(
     recipe: Recipe,
     *,
     resume: bool = False,
-    render: simulate.Renderer = simulate.render_here,
     staged: Path | None = None,
     needs_weights: bool = False,
 ) -> ZonePlans:
@@ -104,7 +117,7 @@ def plan_zones(
         With ``grid.crs: utm``.
     resume
         Take the items of zones that have been started, and check that they still fit.
-    render, needs_weights
+    needs_weights
         As for :func:`bigmap.planning.make_plan`.
     staged
         Folder of :func:`stage_zones`: its scenes are read, and nothing else.
@@ -122,7 +135,7 @@ def plan_zones(
         scenes = staged / group_of(part) if staged is not None else None
         try:
             items = folder.read_items() if started else _read_scenes(part, scenes)
-            plan = make_plan(part, catalogue=items, render=render, needs_weights=needs_weights)
+            plan = make_plan(part, catalogue=items, needs_weights=needs_weights)
         except EmptyAreaError:
             continue  # only the search for zones, which is generous, thought it touched
         except CatalogError as error:
@@ -135,7 +148,10 @@ def plan_zones(
         plans.append(plan)
     if not plans:
         raise RecipeError("area: lies in no UTM zone that it may be mapped in")
-    return ZonePlans(recipe, tuple(plans))
+    zones = ZonePlans(recipe, tuple(plans))
+    if zones.scenes is not None:
+        zones.scenes.check_size(CACHE_LIMIT)
+    return zones
 
 
 def _read_scenes(part: Recipe, scenes: Path | None) -> Catalogue | None:

@@ -126,6 +126,7 @@ def find_items(
     bands: Iterable[str],
     mask_asset: str | None,
     geometry_lonlat: BaseGeometry,
+    items: Iterable[RawItem] | None = None,
 ) -> Catalogue:
     """Find the items of a map, decide their offsets and leave out duplicates.
 
@@ -139,6 +140,8 @@ def find_items(
         Asset of the mask as the recipe names it, found in any case; None for no mask.
     geometry_lonlat
         Area in degrees, EPSG:4326, longitude first; split at the antimeridian if it crosses it.
+    items
+        What the source gives, where that is known; by default it is read.
 
     Returns
     -------
@@ -152,12 +155,12 @@ def find_items(
         ``harmonise: refuse`` meets an item that contradicts itself.
     """
     shapely.prepare(geometry_lonlat)
-    if isinstance(source, FilesSource) and len(source.files) == 1:
+    if items is None and isinstance(source, FilesSource) and len(source.files) == 1:
         (path,) = source.files
         if is_saved_catalogue(path):
             return _find_saved(source, tuple(bands), mask_asset, geometry_lonlat)
     selection = _Selection(source, tuple(bands), mask_asset, geometry_lonlat)
-    for item, location in _read(source, geometry_lonlat):
+    for item, location in _read(source, geometry_lonlat) if items is None else items:
         selection.add(item, location)
     _check_collections(selection)
     _check_contradictions(selection)

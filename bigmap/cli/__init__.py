@@ -121,6 +121,8 @@ def plan_command(
             "clusters": [asdict(each) for each in clusters],
             "assumptions": assumptions,
         }
+        if plan.scenes is not None:
+            content["simulated"] = scenes_dict(plan.scenes)
         if isinstance(plan, ZonePlans):
             content["zones"] = {
                 group: {"estimate": asdict(each.estimate()), "audit": asdict(each.catalogue.audit)}
@@ -392,9 +394,46 @@ def show_plan(console: Console, plan: Plan | ZonePlans, estimate: dict[str, Any]
             )
             for line in each.catalogue.audit.lines():
                 console.print(f"{group}: {line}", markup=False)
-        return
-    for line in plan.catalogue.audit.lines():
-        console.print(line, markup=False)
+    else:
+        for line in plan.catalogue.audit.lines():
+            console.print(line, markup=False)
+    if plan.scenes is not None:
+        show_scenes(console, plan.scenes)
+
+
+def show_scenes(console: Console, stock: simulate.SceneStock) -> None:
+    """Print which simulated scenes a run would render."""
+    console.print(
+        f"simulated: {len(stock.scenes):,} scenes of {stock.tiles} tiles on {stock.days} days, "
+        f"{stock.pixels / 1e6:,.0f} Mpx, at most {stock.bytes / 1e9:,.2f} GB, which fit into the "
+        f"{stock.max_bytes / 1e9:,.2f} GB of source.cache_gb"
+    )
+    console.print(
+        f"simulated: {len(stock.cached):,} scenes ({stock.cached_bytes / 1e9:,.2f} GB) are in "
+        f"{stock.cache}, {stock.lacking:,} ({(stock.bytes - stock.cached_bytes) / 1e9:,.2f} GB) "
+        "would be rendered",
+        markup=False,
+    )
+    if stock.lacking:
+        console.print(
+            "forecast: the clouds of scenes that are not rendered are unknown, so all of these "
+            "scenes count above, whatever source.max_cloud_percent"
+        )
+
+
+def scenes_dict(stock: simulate.SceneStock) -> dict[str, Any]:
+    """Return what :func:`show_scenes` prints as plain values."""
+    return {
+        "scenes": len(stock.scenes),
+        "tiles": stock.tiles,
+        "days": stock.days,
+        "pixels": stock.pixels,
+        "bytes": round(stock.bytes),
+        "cache": str(stock.cache),
+        "cached_scenes": len(stock.cached),
+        "cached_bytes": round(stock.cached_bytes),
+        "limit_bytes": stock.max_bytes,
+    }
 
 
 def show_summary(console: Console, summary: RunSummary, output: str) -> None:

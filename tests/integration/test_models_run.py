@@ -170,6 +170,7 @@ def test_recipes_of_the_papers_run_on_the_simulated_world(tmp_path, client, simu
     raw["model"]["options"]["size"] = "small"
     raw["inference"]["precision"] = "float32"  # The other is emulated on many processors, slowly.
     raw["output"]["path"] = str(tmp_path / "map.zarr")
+    bigmap.prepare_source(parse_recipe(raw))
     plan, result = run(raw, client)
     check_layers(plan, result)
     assert result.attrs["source"].startswith("simulated")

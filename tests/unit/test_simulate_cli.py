@@ -85,7 +85,7 @@ def test_what_cannot_work_writes_nothing(
     assert not (tmp_path / "world").exists()
 
 
-def test_a_run_says_that_it_simulates_and_keeps_its_limit(
+def test_a_plan_says_what_a_run_would_render_and_renders_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = {"kind": "simulated", "cache": "cache", "start": "2024-05-01", "end": "2024-05-02"}
@@ -94,10 +94,32 @@ def test_a_run_says_that_it_simulates_and_keeps_its_limit(
     code, _, error = call(capsys, "plan", recipe, "--set", "source.cache_gb=0.0001")
     assert code == 2
     assert "the cache may hold 0.0 GB" in error
+    assert "raise source.cache_gb" in error
     code, text, error = call(capsys, "plan", recipe, "--json")
-    assert code == 0
-    assert json.loads(text)["estimate"]["items"] > 0
-    assert "simulating " in error
+    assert (code, error) == (0, "")
+    content = json.loads(text)
+    assert content["estimate"]["items"] == content["audit"]["kept"] == 1
+    # Two bands of 10 m and the classes of 20 m: a pixel takes at most 1.7 bytes, and 1 byte.
+    pixels = 2 * 366**2, 183**2
+    assert content["simulated"] == {
+        "scenes": 1, "tiles": 1, "days": 1, "pixels": sum(pixels),
+        "bytes": round(7000 + 1.7 * pixels[0] + pixels[1]), "cache": str(tmp_path / "cache"),
+        "cached_scenes": 0, "cached_bytes": 0, "limit_bytes": 20_000_000_000,
+    }  # fmt: skip
+    code, text, error = call(capsys, "plan", recipe)
+    assert (code, error) == (0, "")
+    assert "simulated: 1 scenes of 1 tiles on 1 days, 0 Mpx, at most 0.00 GB, which fit" in text
+    assert f"0 scenes (0.00 GB) are in {tmp_path / 'cache'}, 1 (0.00 GB) would be" in text
+    assert "forecast: the clouds" in text
+    assert list(tmp_path.iterdir()) == [recipe]
+
+    bigmap.prepare_source(load_recipe(recipe))
+    assert capsys.readouterr().err.startswith("simulating 1 scenes into ")
+    _, text, _ = call(capsys, "plan", recipe, "--json")
+    simulated = json.loads(text)["simulated"]
+    assert simulated["cached_scenes"] == simulated["scenes"] == 1
+    assert simulated["cached_bytes"] == simulated["bytes"]
+    assert "forecast" not in call(capsys, "plan", recipe)[1]
 
 
 def test_settings_reach_the_simulated_source(
@@ -114,15 +136,14 @@ def test_settings_reach_the_simulated_source(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["simulate", "plan"])
-def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path, command: str) -> None:
+def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     """SIGINT to the whole group, as a terminal sends it."""
     days = {"kind": "simulated", "start": "2024-05-01", "end": "2024-06-30", "cache": "cache"}
     days["scene_px"] = 366
     recipe = write_recipe(tmp_path / "recipe.yaml", **{**SMALL, "source": days})
-    options = ["--out", str(tmp_path / "world"), "--no-truth"] if command == "simulate" else []
+    options = ["--out", str(tmp_path / "world"), "--no-truth"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "bigmap.cli", command, str(recipe), *options],
+        [sys.executable, "-m", "bigmap.cli", "simulate", str(recipe), *options],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -140,5 +161,5 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path, command: str) -> 
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == ({"recipe.yaml"} if command == "simulate" else {"recipe.yaml", "cache"})
+    assert left == {"recipe.yaml"}
     assert not [file for file in tmp_path.rglob(".*") if file.is_file()]
