@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, assert_never
 
 import geopandas as gpd
 import numpy as np
@@ -30,6 +30,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from bigmap import simulate
+from bigmap.config import RasterLabels, SimulatedLabels, VectorLabels
 from bigmap.cube.reading import Access, use_raster
 from bigmap.cube.resampling import transformer_between
 from bigmap.errors import ReadError, SamplesError, UnfitFileError
@@ -69,7 +70,7 @@ class LabelReader(Protocol):
 
 
 def open_labels(
-    settings: Mapping[str, Any],
+    settings: VectorLabels | RasterLabels | SimulatedLabels,
     *,
     crs: str,
     class_values: Sequence[int],
@@ -83,7 +84,7 @@ def open_labels(
     Parameters
     ----------
     settings
-        ``samples.labels`` of the recipe, as a mapping.
+        ``samples.labels`` of the recipe.
     crs
         Of the grid they are wanted on.
     class_values
@@ -104,20 +105,22 @@ def open_labels(
     SamplesError
         If a file is unfit, has no CRS, no such attribute or class, or misses the area.
     """
-    fields = {key: value for key, value in settings.items() if key != "kind"}
-    match settings["kind"]:
-        case "vector":
-            reader: LabelReader = _open_vector(fields, crs, bounds)
-            values = [*fields["classes"].values()]
-            values += [] if fields["background"] is None else [fields["background"]]
-        case "raster":
+    reader: LabelReader
+    match settings:
+        case VectorLabels():
+            reader = _open_vector(settings, crs, bounds)
+            values = [*settings.classes.values()]
+            values += [] if settings.background is None else [settings.background]
+        case RasterLabels():
             reader = _open_rasters(
-                fields, crs, bounds, class_values, least=least_classes, access=access
+                settings, crs, bounds, class_values, least=least_classes, access=access
             )
-            values = list((fields["classes"] or {}).values())
+            values = list((settings.classes or {}).values())
+        case SimulatedLabels():
+            reader = SimulatedLabelReader(settings.layer, seed, crs)
+            values = list(SIMULATED_VALUES.get(settings.layer, ()))
         case _:
-            reader = SimulatedLabelReader(fields["layer"], seed, crs)
-            values = list(SIMULATED_VALUES.get(fields["layer"], ()))
+            assert_never(settings)
     unknown = sorted(set(values) - set(class_values))
     if unknown:
         raise SamplesError(
@@ -196,28 +199,28 @@ def _burn(shapes: list[tuple[Any, int]], geobox: GeoBox) -> UInt8Array:
     return burnt
 
 
-def _open_vector(fields: Mapping[str, Any], crs: str, bounds: Bounds) -> VectorLabelReader:
-    file, classes = fields["file"], fields["classes"]
+def _open_vector(settings: VectorLabels, crs: str, bounds: Bounds) -> VectorLabelReader:
+    file, classes = settings.file, settings.classes
     where = f"samples.labels.file: {file}"
     source = open_vector(
-        file, fields["layer"], where=where, choose="set samples.labels.layer", error=SamplesError
+        file, settings.layer, where=where, choose="set samples.labels.layer", error=SamplesError
     )
-    if fields["attribute"] is None and len(classes) > 1:
+    if settings.attribute is None and len(classes) > 1:
         raise SamplesError("samples.labels.attribute: is needed to tell several classes apart")
-    attribute = source.find_column(fields["attribute"]) if fields["attribute"] else None
-    if attribute is None and fields["attribute"] is not None:
+    attribute = source.find_column(settings.attribute) if settings.attribute else None
+    if attribute is None and settings.attribute is not None:
         raise SamplesError(
-            f"samples.labels.attribute: {file} has no attribute {fields['attribute']}; it has "
+            f"samples.labels.attribute: {file} has no attribute {settings.attribute}; it has "
             f"{', '.join(source.columns) or 'none'}"
         )
-    if len({*classes.values(), fields["background"]} - {None}) < 2:
+    if len({*classes.values(), settings.background} - {None}) < 2:
         raise SamplesError(
             "samples.labels.classes: all labels are of one class, from which nothing can be "
             "learnt; give samples.labels.background, or map the attribute to several classes"
         )
     classes = {normalise(value): class_value for value, class_value in classes.items()}
     reader = VectorLabelReader(
-        source, attribute, classes, fields["background"], fields["overlaps"], crs
+        source, attribute, classes, settings.background, settings.overlaps, crs
     )
     if attribute is not None:
         found = set(name_values(source.read_attribute(attribute)))
@@ -482,19 +485,19 @@ def _is_in_degrees(crs: str) -> bool:
 
 
 def _open_rasters(
-    fields: Mapping[str, Any], crs: str, bounds: Bounds, class_values: Sequence[int], *,
+    settings: RasterLabels, crs: str, bounds: Bounds, class_values: Sequence[int], *,
     least: int, access: Access,
 ) -> RasterLabelReader:  # fmt: skip
-    paths = [path for each in fields["files"] for path in _list_rasters(each)]
-    classes = fields["classes"] or {value: value for value in class_values}
-    files = tuple(_check_raster(path, fields["classes"] or {}, access) for path in paths)
+    paths = [path for each in settings.files for path in _list_rasters(each)]
+    classes = settings.classes or {value: value for value in class_values}
+    files = tuple(_check_raster(path, settings.classes or {}, access) for path in paths)
     reader = RasterLabelReader(files, tuple(sorted(classes.items())), crs, access).near(bounds)
     if not reader.files:
         raise SamplesError(
             f"samples.labels.files: none of the {len(files)} rasters lies in the area; check "
             "the CRS"
         )
-    _check_values(reader, bounds, least=least, is_mapped=fields["classes"] is not None)
+    _check_values(reader, bounds, least=least, is_mapped=settings.classes is not None)
     return reader
 
 

@@ -158,7 +158,7 @@ def open_map_labels(recipe: Recipe, grid: MapGrid) -> LabelReader:
     assert recipe.samples is not None
     assert recipe.samples.labels is not None
     return open_labels(
-        recipe.samples.labels.model_dump(),
+        recipe.samples.labels,
         crs=grid.crs,
         class_values=[entry.value for entry in grid.legend],
         bounds=grid.bounds,

@@ -88,7 +88,7 @@ class SamplesPlan:
             labels=None
             if labels is None
             else open_labels(
-                labels.model_dump(),
+                labels,
                 crs=recipe.grid.crs,
                 class_values=self.template.class_values,
                 bounds=bounds,

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from affine import Affine
@@ -26,8 +25,10 @@ from bigmap.catalog import Catalogue, find_items, load_items, save_items
 from bigmap.chips import ChipSet
 from bigmap.config import (
     FilesSource,
+    RasterLabels,
     StacApiSource,
     StaticCatalogSource,
+    VectorLabels,
     load_cluster,
     load_recipe,
     parse_recipe,
@@ -52,8 +53,7 @@ Check = Callable[[Path], object]
 """Reads the files of a folder in one way."""
 RED = {"bands": ("red", "nir"), "geometry_lonlat": WORLD}
 GOOD_CODES = (0, cli.USER_ERROR)
-LABELS = {"layer": None, "attribute": "kind", "classes": {"wheat": 1, "maize": 2},
-          "background": None, "overlaps": "last"}  # fmt: skip
+LABELS = {"attribute": "kind", "classes": {"wheat": 1, "maize": 2}, "overlaps": "last"}
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,9 @@ def read_areas(case: Path) -> None:
 def read_labels(case: Path) -> None:
     """Read labels onto pixels."""
     file = file_of(case, "labels.geojson")
-    settings: dict[str, Any] = {"kind": "vector", "file": str(file), **LABELS}
+    settings: VectorLabels | RasterLabels = VectorLabels(kind="vector", file=str(file), **LABELS)
     if file.suffix == ".tiff":
-        settings = {"kind": "raster", "files": (str(file),), "classes": None}
+        settings = RasterLabels(kind="raster", files=(str(file),))
     bounds = (LEFT, TOP - 400, LEFT + 400, TOP)
     reader = open_labels(
         settings, crs=CRS, class_values=(0, 1, 2), bounds=bounds, access=Access(retries=0)

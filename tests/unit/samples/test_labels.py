@@ -14,6 +14,7 @@ from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 from rasterio._err import CPLE_AppDefinedError
 
+from bigmap.config import RasterLabels, SimulatedLabels, VectorLabels
 from bigmap.cube import Access
 from bigmap.cube.resampling import transformer_between
 from bigmap.errors import ReadError, SamplesError
@@ -47,11 +48,9 @@ def write_vector(path, fields=FIELDS, *, crs=CRS, attribute="kind", to_crs=None)
 
 
 def vector(file, **changes):
-    return {
-        "kind": "vector", "file": file, "layer": None, "attribute": "kind",
-        "classes": {"wheat": 1, "maize": 2, "wood": 3}, "background": None,
-        "overlaps": "unlabelled",
-    } | changes  # fmt: skip
+    classes = {"wheat": 1, "maize": 2, "wood": 3}
+    settings = {"kind": "vector", "file": file, "attribute": "kind", "classes": classes}
+    return VectorLabels(**settings | changes)
 
 
 def read(settings, *, values=(0, 1, 2, 3), grid=GRID):
@@ -106,10 +105,10 @@ def test_overlaps_follow_their_rule(tmp_path):
     unlabelled = read(settings)
     assert (unlabelled[:10, 5:10] == 255).all()
     assert (unlabelled[:3, :3] == 1).all(), "polygons of one class may overlap"
-    last = read(settings | {"overlaps": "last"})
+    last = read(settings.model_copy(update={"overlaps": "last"}))
     assert (last[:10, 5:10] == 2).all()
     with pytest.raises(SamplesError, match=r"overlap at x=400055 y=4599995 \("):
-        read(settings | {"overlaps": "refuse"})
+        read(settings.model_copy(update={"overlaps": "refuse"}))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +125,7 @@ def test_overlaps_follow_their_rule(tmp_path):
 def test_bad_polygons_end_in_one_sentence(tmp_path, changes, message):
     file = write_vector(tmp_path / "fields.gpkg")
     with pytest.raises(SamplesError, match=message):
-        read(vector(file) | changes)
+        read(vector(file).model_copy(update=changes))
 
 
 def test_polygons_without_crs_place_or_area_are_refused(tmp_path):
@@ -158,7 +157,7 @@ def test_a_layer_is_named_and_collections_are_opened(tmp_path):
     settings = vector(str(file), classes={"wheat": 1}, background=0)
     with pytest.raises(SamplesError, match=r"has the layers a, fields; set samples\.labels\.layer"):
         read(settings)
-    labels = read(settings | {"layer": "fields"})
+    labels = read(settings.model_copy(update={"layer": "fields"}))
     expected = np.zeros((40, 40))
     expected[:10, :20] = expected[20:, :10] = 1
     np.testing.assert_array_equal(labels, expected)
@@ -192,7 +191,7 @@ def write_raster(path, values, *, pixel_m=10, crs=CRS, nodata=None, left=LEFT):
 
 
 def raster(*files, classes=None):
-    return {"kind": "raster", "files": files, "classes": classes}
+    return RasterLabels(kind="raster", files=files, classes=classes)
 
 
 def test_rasters_on_the_grid_are_copied_and_mapped(tmp_path):
@@ -446,7 +445,7 @@ def test_rasters_of_the_whole_earth_are_read_on_both_sides_of_their_seam(
 
 def test_simulated_labels_are_the_truth_and_its_most_frequent_value():
     crs, left, top = "EPSG:25831", 300_000, 4_615_000
-    settings = {"kind": "simulated", "layer": "cropland"}
+    settings = SimulatedLabels(kind="simulated", layer="cropland")
     reader = open_labels(settings, crs=crs, class_values=(0, 1), bounds=(0, 0, 1, 1), seed=3)
     fine = reader.read(GeoBox((32, 48), Affine(2.5, 0, left, 0, -2.5, top), crs))
     truth = render_truth(
