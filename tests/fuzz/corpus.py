@@ -34,7 +34,7 @@ from bigmap.simulate import FLAVOURS, SceneRequest, write_geoparquet, write_stat
 from bigmap.simulate.flavours import list_scene_files, restyle_item
 from bigmap.simulate.items import COLLECTION, describe_item
 from bigmap.simulate.rendering import SCL_FIELDS, list_datatakes_of
-from bigmap.simulate.scenes import list_request_parts
+from bigmap.simulate.requests import list_request_parts
 from bigmap.staging import stage_plan
 from bigmap.store import create_map, create_root
 from bigmap.training.folder import TrainingFolder
