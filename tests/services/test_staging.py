@@ -154,6 +154,7 @@ def test_an_interrupted_staging_goes_on(scenes, http_server, tmp_path):
     items = write_items(scenes, http_server.faulty_url, "stage-stop", tmp_path)
     recipe = tmp_path / "recipe.yaml"
     raw = make_recipe(source_of(items), str(tmp_path / "map.zarr")).model_dump(mode="json")
+    raw["source"]["access"]["retries"] = 1
     recipe.write_text(yaml.safe_dump(raw))
     command = [*BIGMAP, "stage", str(recipe), "--out", str(tmp_path / "staged"), "--jobs", "1"]
     http_server.inject("/stage-stop/*0508*", "status", times=10_000, status=503)
