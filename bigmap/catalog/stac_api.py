@@ -97,6 +97,13 @@ class PatientStacIO(StacApiIO):
             reraise=True,
         )
 
+    def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:
+        """Read what an answer refers to over HTTP, and never a file of this machine."""
+        href = str(source.href if isinstance(source, pystac.Link) else source)
+        if not href.startswith(("http://", "https://")):
+            raise ValueError(f"it refers to {href}")
+        return super().read_text(source, *args, **kwargs)
+
     def request(
         self,
         href: str,
@@ -140,8 +147,6 @@ class PatientStacIO(StacApiIO):
             (link for link in page.get("links") or () if link["rel"] == "next"), None
         ):
             target = urljoin(url, link["href"])
-            if not target.startswith(("http://", "https://")):
-                raise ValueError(f"its next page is {target}")
             step = pystac.Link.from_dict({**link, "href": target})
             page = self.read_json(step, parameters=parameters)
             yield page

@@ -328,6 +328,20 @@ def test_a_malformed_page_is_one_sentence(server, broken):
         find(server)
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("href", ["file://{}", "h24:00ttp://api.invalid/v1/search"])
+def test_no_file_of_this_machine_is_read_where_an_api_links_to_it(server, tmp_path, href, method):
+    file = tmp_path / "page.json"
+    file.write_text(json.dumps(server.pages[0][1]))
+    links = [
+        {**link, "href": href.format(file), "method": method} if link["rel"] == "search" else link
+        for link in server.landing["links"]
+    ]
+    server.landing = {**server.landing, "links": links}
+    with pytest.raises(CatalogError, match=r"gives a malformed answer .* refers to "):
+        find(server)
+
+
 def test_entries_of_a_page_that_are_no_items_are_left_out(server):
     (key, page), *rest = server.pages
     count = page["numberMatched"] + 2
