@@ -49,7 +49,7 @@ test-slow: install  ## networks trained and run, processes killed, ten thousand 
 	$(PYTEST) -n 2 --dist loadfile -m '(slow or training) and not long' --junitxml $(REPORTS)/slow.xml
 
 test-fuzz: install  ## two thousand mutated inputs; python -m tests.fuzz gives as many as wanted
-	$(PYTEST) -n 2 -m 'fuzz and not long' --junitxml $(REPORTS)/fuzz.xml
+	$(PYTEST) -m 'fuzz and not long' --junitxml $(REPORTS)/fuzz.xml
 
 test-services: install install-services  ## tests against a real HTTP server, S3 endpoint and STAC API
 	$(PYTEST) -n 2 --dist loadgroup -m 'services and not long' --junitxml $(REPORTS)/services.xml
