@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +14,15 @@ from bigmap.errors import SamplesError
 from bigmap.evaluation.candidates import Candidate
 from bigmap.evaluation.images import ImageScorer
 from bigmap.evaluation.results import ModelScores
-from bigmap.inference import Windowing, optimise, prepare
+from bigmap.inference import Windowing, optimise
 from bigmap.metrics import ConfusionMatrix, InstanceParts
-from bigmap.models import ModelSpec
 from bigmap.models.base import NODATA_CLASS
-from bigmap.quality import DateRule, choose_dates
+from bigmap.training.augmenting import choose_clearest
+from bigmap.training.batches import Batch, ChipFeed, ChipView, collate, cut_batches
+from bigmap.training.viewing import find_bands, refuse_other_legend
 
 READERS = 4
-AHEAD = 2
-"""Batches that are read while one is predicted."""
+"""Threads that read chips."""
 IMAGE = "image"
 
 
@@ -70,25 +68,14 @@ def score_chips(
         If a model does not fit the chips, naming the field; before any is read.
     """
     scorers = [ChipScorer(candidate, chips.template, settings) for candidate in candidates]
-    for batch in read_batches(chips, indices, settings.batch_chips):
-        for scorer in scorers:
-            scorer.update(batch)
-        if advance is not None:
-            advance(len(batch))
+    batches = cut_batches(indices.tolist(), settings.batch_chips)
+    with ChipFeed(chips, threads=READERS) as feed:
+        for batch, read in feed.iterate(batches, lambda batch, read: (batch, read)):
+            for scorer in scorers:
+                scorer.update(batch, read)
+            if advance is not None:
+                advance(len(batch))
     return [scorer.compute() for scorer in scorers]
-
-
-def read_batches(chips: ChipSet, indices: npt.NDArray[np.intp], size: int) -> Iterator[list[Chip]]:
-    """Read chips in batches, a few ahead of what is asked for."""
-    ahead: deque[list[Callable[[], Chip]]] = deque()
-    with ThreadPoolExecutor(READERS) as pool:
-        for first in range(0, len(indices), size):
-            part = indices[first : first + size]
-            ahead.append([pool.submit(chips.read, int(index)).result for index in part])
-            if len(ahead) > AHEAD:
-                yield [read() for read in ahead.popleft()]
-        for waiting in ahead:
-            yield [read() for read in waiting]
 
 
 class ChipScorer:
@@ -121,7 +108,7 @@ class ChipScorer:
             precision=settings.precision,  # type: ignore[arg-type]
             device=settings.device,  # type: ignore[arg-type]
         )
-        self.bands = find_bands(spec, template)
+        self.view = ChipView(find_bands(spec, template))
         limits = [settings.max_dates, spec.max_dates, template.max_dates]
         self.max_dates = min(limit for limit in limits if limit is not None)
         self.matrix = self._make_matrix()
@@ -173,27 +160,26 @@ class ChipScorer:
             )
         return InstanceParts()
 
-    def update(self, batch: Sequence[Chip]) -> None:
+    def update(self, indices: Sequence[int], chips: Sequence[Chip]) -> None:
         """Predict chips and add up how they compare."""
-        chosen = [choose_chip_dates(chip, self.max_dates) for chip in batch]
-        scores = self._predict(chosen)
-        for index, chip in enumerate(chosen):
-            seen = np.asarray(chip.clear.any(axis=0))
+        variations = [choose_clearest(chip.clear, self.max_dates) for chip in chips]
+        batch = collate(indices, chips, variations, self.view)
+        scores = self._predict(batch.to(self.device))
+        for index, chip in enumerate(chips):
+            seen = batch.clear[index].any(dim=0).numpy()
             if self.matrix is not None:
                 self._add_classes(scores["classes"][index], chip, seen)
             if self.images is not None:
                 self.images.update(scores[IMAGE][index], chip, seen)
 
     @torch.inference_mode()
-    def _predict(self, batch: Sequence[Chip]) -> dict[str, npt.NDArray[np.float32]]:
+    def _predict(self, batch: Batch) -> dict[str, npt.NDArray[np.float32]]:
         """Return class values (chip, y, x) and images (chip, band, y, x) at output resolution."""
-        pixels, clear, dates = (each.to(self.device) for each in stack_chips(batch, self.bands))
         spec = self.candidate.spec
         is_half = self.windowing.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_half):
-            scores = self.model(
-                prepare(pixels, clear, empty=self.model.mean_reflectance), dates, clear
-            )
+            reflectance = batch.prepare(self.model.mean_reflectance)
+            scores = self.model(reflectance, batch.dates, batch.clear)
         found = {}
         if self.matrix is not None:
             values = torch.tensor([entry.value for entry in spec.legend], device=self.device)
@@ -249,84 +235,6 @@ class ChipScorer:
             facts=facts,
             notes=tuple(notes),
         )
-
-
-def find_bands(spec: ModelSpec, template: ChipTemplate) -> list[int]:
-    """Return the places of a model's bands among those of chips.
-
-    Raises
-    ------
-    SamplesError
-        If the chips lack one.
-    """
-    missing = [band for band in spec.bands if band not in template.bands]
-    if missing:
-        raise SamplesError(
-            f"model.bands: {spec.name} needs {missing[0]}, but the samples have "
-            f"{', '.join(template.bands)}"
-        )
-    return [template.bands.index(band) for band in spec.bands]
-
-
-def refuse_other_legend(label: str, spec: ModelSpec, template: ChipTemplate) -> None:
-    """Refuse a model whose classes are not those of chips.
-
-    Raises
-    ------
-    SamplesError
-        Naming both.
-    """
-    mine = [(entry.value, entry.name) for entry in spec.legend]
-    theirs = list(zip(template.class_values, template.class_names, strict=True))
-    if sorted(mine) != sorted(theirs):
-        raise SamplesError(
-            f"model.legend: {label} has the classes {name_classes(mine)}, but the samples have "
-            f"{name_classes(theirs)}"
-        )
-
-
-def name_classes(classes: Sequence[tuple[int, str]]) -> str:
-    """Return classes for a message."""
-    return ", ".join(f"{value} {name}" for value, name in classes)
-
-
-def choose_chip_dates(chip: Chip, max_dates: int) -> Chip:
-    """Return a chip with so many of its dates, the clearest, in order of time."""
-    if len(chip.days) <= max_dates:
-        return chip
-    shares = 100.0 * chip.clear.mean(axis=(1, 2))
-    kept = sorted(choose_dates(shares, DateRule(max_dates, 0.0)))
-    return replace(
-        chip,
-        images=chip.images[kept],
-        clear=chip.clear[kept],
-        days=tuple(chip.days[date] for date in kept),
-    )
-
-
-def stack_chips(
-    batch: Sequence[Chip], bands: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Stack chips of different numbers of dates.
-
-    Returns
-    -------
-    pixels, clear, dates
-        int16 bits of DN (chip, time, band, y, x), bool (chip, time, y, x), and bool (chip, time),
-        false for dates that only pad.
-    """
-    count = max(1, *(len(chip.days) for chip in batch))
-    side = batch[0].images.shape[-2:]
-    pixels = np.zeros((len(batch), count, len(bands), *side), dtype=np.uint16)
-    clear = np.zeros((len(batch), count, *side), dtype=bool)
-    dates = np.zeros((len(batch), count), dtype=bool)
-    for index, chip in enumerate(batch):
-        number = len(chip.days)
-        pixels[index, :number] = chip.images[:, list(bands)]
-        clear[index, :number] = chip.clear
-        dates[index, :number] = True
-    bits = torch.from_numpy(pixels.view(np.int16))
-    return bits, torch.from_numpy(clear), torch.from_numpy(dates)
 
 
 def _repeat(values: npt.NDArray[np.generic], factor: int) -> npt.NDArray[np.generic]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigmap.config import AugmentConfig
+from bigmap.quality import DateRule, choose_dates
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -65,6 +66,22 @@ class Variation:
 def vary_nothing(dates: int) -> Variation:
     """Return the variation that shows a chip as it is."""
     return Variation(np.arange(dates))
+
+
+def choose_clearest(clear: npt.NDArray[np.bool_], most: int) -> Variation:
+    """Return the variation that keeps so many dates of a chip, the clearest, in order of time.
+
+    Parameters
+    ----------
+    clear
+        (time, y, x).
+    most
+        Dates to keep.
+    """
+    if len(clear) <= most:
+        return vary_nothing(len(clear))
+    percent = 100.0 * clear.mean(axis=(1, 2))
+    return Variation(np.array(choose_dates(percent, DateRule(most, 0.0)), dtype=np.intp))
 
 
 def draw_variation(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from bigmap.chips import UNLABELLED, Chip, ChipSet
-from bigmap.config import AugmentConfig
 from bigmap.inference import prepare
 from bigmap.radiometry import DN_OFFSET, DN_SCALE, NODATA
-from bigmap.training.augmenting import Variation, draw_variation, vary_nothing
+from bigmap.training.augmenting import Variation
 
 READ_AHEAD = 4
 """Batches that wait for the network, or are being read."""
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,68 +121,56 @@ class ChipView:
 
 
 class ChipFeed:
-    """Reads chips and makes batches of them in threads; small sets stay in memory.
+    """Reads chips in threads, some batches ahead; small sets stay in memory.
 
     Parameters
     ----------
     chips
         The set.
-    view
-        What is taken of each chip.
-    augment, seed
-        How chips vary from epoch to epoch.
     threads
         That read.
     cache_bytes
         Chips are kept in memory up to so much.
-    pin
-        Whether batches go to a GPU.
     """
 
-    def __init__(
-        self,
-        chips: ChipSet,
-        view: ChipView,
-        *,
-        augment: AugmentConfig,
-        seed: int,
-        threads: int = 2,
-        cache_bytes: int = 0,
-        pin: bool = False,
-    ) -> None:
+    def __init__(self, chips: ChipSet, *, threads: int = 2, cache_bytes: int = 0) -> None:
         self.chips = chips
-        self.view = view
-        self.augment = augment
-        self.seed = seed
-        self.pin = pin
         self.waited_s = 0.0
-        """Time for which the network waited for data."""
+        """Time for which whoever asks for batches has waited."""
         self._room = cache_bytes // max(1, chips.template.chip_bytes)
         self._kept: dict[int, Chip] = {}
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bigmap-chips")
+
+    def __enter__(self) -> Self:
+        """Return the feed, whose threads end with the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the threads."""
+        self.close()
 
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def iterate(
-        self, batches: Iterable[Sequence[int]], *, epoch: int | None = None
-    ) -> Iterator[Batch]:
+        self, batches: Iterable[Sequence[int]], make: Callable[[Sequence[int], list[Chip]], Made]
+    ) -> Iterator[Made]:
         """Yield batches in their order, some read ahead.
 
         Parameters
         ----------
         batches
             Indices of the chips of each.
-        epoch
-            Varies the chips; None shows them as they are.
+        make
+            Makes a batch of indices and their chips, in the threads that read.
         """
-        waiting: deque[Future[Batch]] = deque()
+        waiting: deque[Future[Made]] = deque()
         source = iter(batches)
         try:
             while True:
                 while len(waiting) < READ_AHEAD and (indices := next(source, None)) is not None:
-                    waiting.append(self._pool.submit(self.load, indices, epoch))
+                    waiting.append(self._pool.submit(self._load, indices, make))
                 if not waiting:
                     return
                 started = time.perf_counter()
@@ -192,20 +181,14 @@ class ChipFeed:
             for future in waiting:
                 future.cancel()
 
-    def load(self, indices: Sequence[int], epoch: int | None) -> Batch:
-        """Read chips and make a batch of them; see :meth:`iterate`."""
-        chips = [self._read(int(index)) for index in indices]
-        if epoch is None:
-            variations = [vary_nothing(len(chip.days)) for chip in chips]
-        else:
-            variations = [
-                draw_variation(
-                    self.augment, len(chip.days), seed=self.seed, epoch=epoch, chip=int(index)
-                )
-                for chip, index in zip(chips, indices, strict=True)
-            ]
-        batch = replace(collate(indices, chips, variations, self.view), epoch=epoch or 0)
-        return batch.pin() if self.pin else batch
+    def read(self, indices: Sequence[int]) -> list[Chip]:
+        """Read chips, or take them from memory."""
+        return [self._read(int(index)) for index in indices]
+
+    def _load(
+        self, indices: Sequence[int], make: Callable[[Sequence[int], list[Chip]], Made]
+    ) -> Made:
+        return make(indices, self.read(indices))
 
     def _read(self, index: int) -> Chip:
         chip = self._kept.get(index)
@@ -216,6 +199,17 @@ class ChipFeed:
         return chip
 
 
+def share_out(items: Sequence[int], *, rank: int, world: int) -> Sequence[int]:
+    """Return the part of a sequence that a process takes; parts differ by one item at most."""
+    cuts = [len(items) * place // world for place in range(world + 1)]
+    return items[cuts[rank] : cuts[rank + 1]]
+
+
+def cut_batches(items: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Cut a sequence into pieces of a size; the last one may be smaller."""
+    return [items[first : first + size] for first in range(0, len(items), size)]
+
+
 def collate(
     indices: Sequence[int], chips: Sequence[Chip], variations: Sequence[Variation], view: ChipView
 ) -> Batch:
@@ -223,7 +217,7 @@ def collate(
 
     Turns, flips and the choice of dates are views; pixels are copied once, into the batch.
     """
-    most = max(len(variation.dates) for variation in variations)
+    most = max(1, *(len(variation.dates) for variation in variations))
     side = chips[0].images.shape[-1]
     pixels = np.zeros((len(chips), most, len(view.bands), side, side), dtype=np.uint16)
     clear = np.zeros((len(chips), most, side, side), dtype=bool)

@@ -9,18 +9,20 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bigmap.chips import Chip
 from bigmap.clusters.sizes import machine_memory_gb
 from bigmap.errors import StoppedTrainingError, TrainingError
 from bigmap.machine import count_cores
 from bigmap.models import NetworkModel, Training
 from bigmap.training.augmenting import order_chips
-from bigmap.training.batches import Batch, ChipFeed
+from bigmap.training.batches import Batch, ChipFeed, cut_batches, share_out
 from bigmap.training.folder import TrainingFolder
 from bigmap.training.logs import TrainingLog
 from bigmap.training.norms import synchronise_norms
@@ -28,7 +30,7 @@ from bigmap.training.optimising import MovingAverage, Schedule, clip_gradients, 
 from bigmap.training.preparing import TrainingJob, check_parts
 from bigmap.training.progress import StepReport, TrainingReporter
 from bigmap.training.ranks import Link
-from bigmap.training.validating import Scorer, Validation, cut_batches, share_out
+from bigmap.training.validating import Scorer, Validation
 
 CACHE_SHARE = 0.25
 """Of the machine's memory, for chips that stay in memory."""
@@ -199,9 +201,14 @@ class Trainer:
         share = CACHE_SHARE * machine_memory_gb() * 1e9 / self.link.rank.local_world
         is_gpu = self.device.type == "cuda"
         cores = max(1, count_cores() // self.link.rank.local_world)
-        return self.job.open_feed(
-            threads=min(8, cores) if is_gpu else min(2, cores), cache_bytes=int(share), pin=is_gpu
-        )
+        threads = min(8, cores) if is_gpu else min(2, cores)
+        return ChipFeed(self.job.chips, threads=threads, cache_bytes=int(share))
+
+    def _make_batch(
+        self, indices: Sequence[int], chips: Sequence[Chip], *, epoch: int | None = None
+    ) -> Batch:
+        batch = self.job.make_batch(indices, chips, epoch=epoch)
+        return batch.pin() if self.device.type == "cuda" else batch
 
     def run(self, *, resume: bool) -> TrainingSummary:
         """Train to the end, or until a signal comes; see :meth:`_run`.
@@ -276,7 +283,7 @@ class Trainer:
         steps = cut_batches(order.tolist(), self.settings.batch_chips)[: job.steps_per_epoch]
         parts = self.settings.accumulate
         mine = [self._share(part) for step in steps[position.step :] for part in _cut(step, parts)]
-        batches = self.feed.iterate(mine, epoch=position.epoch)
+        batches = self.feed.iterate(mine, partial(self._make_batch, epoch=position.epoch))
         epoch_watch = Stopwatch()
         for step in steps[position.step :]:
             self._check_stop()
@@ -439,7 +446,8 @@ class Trainer:
         # It takes a second to import, and only the first process draws.
         from bigmap.training.pictures import draw_samples  # noqa: PLC0415
 
-        batch = self.feed.load(self.job.validation[:SAMPLE_CHIPS], None)
+        chosen = self.job.validation[:SAMPLE_CHIPS]
+        batch = self._make_batch(chosen, self.feed.read(chosen))
         model = self.kept_model.eval()
         with torch.inference_mode():
             outputs = self.compute(model, batch.to(self.device))
@@ -464,7 +472,7 @@ class Trainer:
         )
         try:
             with torch.inference_mode():
-                batches = self.feed.iterate(cut_batches(chips, size))
+                batches = self.feed.iterate(cut_batches(chips, size), self._make_batch)
                 for _ in range(rounds):
                     self._check_stop()
                     batch = next(batches, None)

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bigmap.chips import SPLITS, ChipSet, ChipTemplate
-from bigmap.config import (
-    DualObjective,
-    EndToEndObjective,
-    ImageObjective,
-    PlateauSchedule,
-    Recipe,
-    SegmentationObjective,
-    TrainingConfig,
-)
+from bigmap.chips import SPLITS, Chip, ChipSet, ChipTemplate
+from bigmap.config import ImageObjective, PlateauSchedule, Recipe, TrainingConfig
 from bigmap.errors import RecipeError, SamplesError, TrainingError
 from bigmap.losses import class_weights
-from bigmap.metrics import HALO_PX
-from bigmap.models import ModelChoice, ModelSpec, NetworkModel
-from bigmap.models.base import image_layer
+from bigmap.models import ModelChoice, NetworkModel
 from bigmap.models.layers import BandStatistics
-from bigmap.models.shiftnet import SIDE_PX
 from bigmap.planning import model_choice
-from bigmap.training.batches import Batch, ChipFeed, ChipView
+from bigmap.training.augmenting import draw_variation, vary_nothing
+from bigmap.training.batches import Batch, ChipView, collate
 from bigmap.training.folder import TrainingFolder
 from bigmap.training.objectives import Objective, make_objective
 from bigmap.training.optimising import has_segmenter
-
-LEAST_STD = 1e-4
-"""Of a band that is all one value, in reflectance."""
-NEEDS_LABELS = (SegmentationObjective, DualObjective, EndToEndObjective)
-NEEDS_TARGET = (DualObjective, EndToEndObjective, ImageObjective)
+from bigmap.training.viewing import LEAST_STD, view_chips
 
 
 @dataclass(frozen=True)
@@ -93,7 +80,7 @@ class TrainingJob:
         """Build the objective for the outputs that the model has for one chip."""
         return make_objective(
             self.settings.objective,
-            probe(model, self.open_feed().load(self.train[:1], None)),
+            self.probe(model),
             class_weights=self.class_weights,
             band_std=self._reference_std(),
             seed=self.settings.seed,
@@ -106,21 +93,31 @@ class TrainingJob:
         std = np.maximum(self.chips.statistics[1], LEAST_STD)
         return torch.from_numpy(np.asarray(std)[list(self.view.reference_bands)])
 
-    def open_feed(self, *, threads: int = 1, cache_bytes: int = 0, pin: bool = False) -> ChipFeed:
-        """Open the chips for reading; see :class:`ChipFeed`."""
-        return ChipFeed(
-            self.chips, self.view, augment=self.settings.augment, seed=self.settings.seed,
-            threads=threads, cache_bytes=cache_bytes, pin=pin,
-        )  # fmt: skip
+    def make_batch(
+        self, indices: Sequence[int], chips: Sequence[Chip], *, epoch: int | None = None
+    ) -> Batch:
+        """Make a batch of chips, varied as they are in an epoch; None shows them as they are."""
+        variations = [
+            vary_nothing(len(chip.days))
+            if epoch is None
+            else draw_variation(
+                self.settings.augment, len(chip.days),
+                seed=self.settings.seed, epoch=epoch, chip=int(index),
+            )
+            for index, chip in zip(indices, chips, strict=True)
+        ]  # fmt: skip
+        return replace(collate(indices, chips, variations, self.view), epoch=epoch or 0)
 
-
-@torch.no_grad()
-def probe(model: NetworkModel, batch: Batch) -> dict[str, Tensor]:
-    """Run the model on a chip for the shapes of its outputs."""
-    was_training = model.training
-    outputs = model.eval().compute(batch.prepare(model.mean_reflectance), batch.dates, batch.clear)
-    model.train(was_training)
-    return outputs
+    @torch.no_grad()
+    def probe(self, model: NetworkModel) -> dict[str, Tensor]:
+        """Run the model on a chip for the shapes of its outputs."""
+        first = self.train[0]
+        batch = self.make_batch([first], [self.chips.read(first)])
+        was_training = model.training
+        reflectance = batch.prepare(model.mean_reflectance)
+        outputs = model.eval().compute(reflectance, batch.dates, batch.clear)
+        model.train(was_training)
+        return outputs
 
 
 def prepare_training(recipe: Recipe) -> TrainingJob:
@@ -151,7 +148,7 @@ def prepare_training(recipe: Recipe) -> TrainingJob:
     model = choice.build()
     if not isinstance(model, NetworkModel):
         raise TrainingError(f"model.name: {recipe.model.name} has no weights that can be trained")
-    view = _view_chips(settings, model.spec, chips)
+    view = view_chips(settings, model.spec, chips)
     train, validation = (tuple(chips.indices(split).tolist()) for split in SPLITS[:2])
     _check_settings(settings, model, len(train), len(validation))
     fingerprint = {
@@ -169,115 +166,6 @@ def prepare_training(recipe: Recipe) -> TrainingJob:
 
 def _plain(template: ChipTemplate) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in vars(template).items()}
-
-
-def _view_chips(settings: TrainingConfig, spec: ModelSpec, chips: ChipSet) -> ChipView:
-    """Choose what the model takes of the chips, and refuse chips that lack it."""
-    template, path, objective = chips.template, chips.path, settings.objective
-    for band in spec.bands:
-        if band not in template.bands:
-            raise SamplesError(
-                f"samples.path: {path}: the chips have no band {band}, which {spec.name} needs; "
-                f"they have {', '.join(template.bands)}"
-            )
-    if template.chip_px % spec.multiple_px:
-        raise SamplesError(
-            f"samples.chip_px: {template.chip_px} is no multiple of {spec.multiple_px}, which "
-            f"{spec.name} needs"
-        )
-    bands = tuple(template.bands.index(band) for band in spec.bands)
-    std = chips.statistics[1]
-    classes = targets = references = None
-    if isinstance(objective, NEEDS_LABELS):
-        classes = _place_classes(objective.kind, spec, chips)
-    if isinstance(objective, NEEDS_TARGET):
-        targets = _place_targets(objective, spec, chips)
-    if isinstance(objective, ImageObjective) and objective.consistency_weight:
-        wanted = _image_bands(spec)
-        references = tuple(template.bands.index(band) for band in wanted)
-    return ChipView(
-        bands, classes, targets, references, tuple(max(std[band], LEAST_STD) for band in bands)
-    )
-
-
-def _image_bands(spec: ModelSpec) -> tuple[str, ...]:
-    """Return the bands of the model's image: those of its layer, or all."""
-    name = image_layer(()).name
-    return next((each.channels for each in spec.extra_layers if each.name == name), spec.bands)
-
-
-def _place_classes(
-    kind: str, spec: ModelSpec, chips: ChipSet
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return the position in the legend of each value of the labels."""
-    template = chips.template
-    if not spec.legend:
-        raise TrainingError(
-            f"training.objective: {kind} needs a model of classes, which {spec.name} is not"
-        )
-    if not template.class_values:
-        raise SamplesError(
-            f"training.objective: {kind} needs labels, which the chips of {chips.path} do not have"
-        )
-    mine = {entry.value: entry.name for entry in spec.legend}
-    theirs = dict(zip(template.class_values, template.class_names, strict=True))
-    for value in sorted(mine.keys() | theirs.keys()):
-        if mine.get(value) != theirs.get(value):
-            raise SamplesError(
-                f"model.legend: class {value} is {mine.get(value, 'unknown')} to {spec.name} and "
-                f"{theirs.get(value, 'unknown')} in the chips of {chips.path}"
-            )
-    if template.upscale != spec.upscale:
-        raise SamplesError(
-            f"model.options.upscale: {spec.name} makes {spec.upscale} pixels of one, and the "
-            f"labels of {chips.path} have {template.upscale}"
-        )
-    pixels = chips.places.class_px[chips.indices("train")].sum(axis=0)
-    if np.count_nonzero(pixels) < 2:
-        raise SamplesError(
-            f"samples.labels: the training chips of {chips.path} have fewer than two classes"
-        )
-    table = np.full(256, 255, dtype=np.uint8)
-    for place, entry in enumerate(spec.legend):
-        table[entry.value] = place
-    return table
-
-
-def _place_targets(
-    objective: DualObjective | EndToEndObjective | ImageObjective, spec: ModelSpec, chips: ChipSet
-) -> tuple[int, ...]:
-    """Return the target's bands in the order of the model's image."""
-    template = chips.template
-    if not template.target_bands:
-        raise SamplesError(
-            f"training.objective: {objective.kind} needs a target image, which the chips of "
-            f"{chips.path} do not have; give samples.target"
-        )
-    wanted = _image_bands(spec)
-    for band in wanted:
-        if band not in template.target_bands:
-            raise SamplesError(
-                f"samples.target: the images of {chips.path} have no band {band}, which "
-                f"{spec.name} makes; they have {', '.join(template.target_bands)}"
-            )
-    if template.target_px <= 2 * HALO_PX:
-        raise SamplesError(
-            f"samples.chip_px: targets of {chips.path} measure {template.target_px} px, too few "
-            f"for a window of SSIM, {2 * HALO_PX + 1} px; cut larger chips"
-        )
-    side = template.chip_px * spec.upscale
-    if not isinstance(objective, ImageObjective) and template.target_px != side:
-        raise SamplesError(
-            f"samples.target: {objective.kind} compares pixel by pixel, but images of {chips.path} "
-            f"measure {template.target_px} px and those of {spec.name} {side} px"
-        )
-    is_registered = isinstance(objective, ImageObjective) and objective.registered
-    if is_registered and template.target_px < SIDE_PX:
-        raise SamplesError(
-            f"training.objective.registered: shifts are read from {SIDE_PX} px, but targets of "
-            f"{chips.path} measure {template.target_px} px; cut larger chips"
-        )
-    return tuple(template.target_bands.index(band) for band in wanted)
 
 
 def _check_settings(
@@ -330,7 +218,7 @@ def _check_outputs(job: TrainingJob, model: NetworkModel) -> None:
     }[objective.kind]
     if isinstance(objective, ImageObjective) and objective.loss == "uncertainty":
         needed = ("image", "log_scale")
-    outputs = probe(model, job.open_feed().load(job.train[:1], None))
+    outputs = job.probe(model)
     for name in needed:
         if name not in outputs:
             what = "image with uncertainty" if name == "log_scale" else objective.kind

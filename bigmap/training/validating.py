@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,17 +43,6 @@ class Validation:
             least = LEAST_FALL * abs(loss) if math.isfinite(loss) else 0.0
             return self.loss < loss - least
         return self.score > score
-
-
-def share_out(items: Sequence[int], *, rank: int, world: int) -> Sequence[int]:
-    """Return the part of a sequence that a process takes; parts differ by one item at most."""
-    cuts = [len(items) * place // world for place in range(world + 1)]
-    return items[cuts[rank] : cuts[rank + 1]]
-
-
-def cut_batches(items: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Cut a sequence into pieces of a size; the last one may be smaller."""
-    return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 class Scorer:

@@ -10,9 +10,15 @@ import pytest
 from bigmap.chips import ChipSet
 from bigmap.errors import SamplesError
 from bigmap.evaluation import Candidate, build_baseline
-from bigmap.evaluation.chip_scores import ChipSettings, read_batches, score_chips
+from bigmap.evaluation.chip_scores import ChipSettings, score_chips
 from bigmap.models import ClassEntry, build_model
 from tests.unit.evaluation_chips import DAYS, make_fields, make_template, to_dn, write_set
+
+RIGHT_SCORES = {
+    None: ([[10110, 844], [6415, 522]], (14.46401055, 0.04398648680, 0.1131581024)),
+    2: ([[9100, 1125], [5803, 671]], (14.38951699, 0.05620294506, 0.09709054305)),
+}
+"""By the most dates of a chip: confusion of ndvi, and PSNR, SSIM and colour error of bicubic."""
 
 
 def score(chips: ChipSet, *models: Any, **settings: Any):
@@ -132,7 +138,23 @@ def test_a_model_that_makes_nothing_known_is_refused(tmp_path) -> None:
         score(ChipSet(str(path)), build_model("ndvi", {"upscale": 2}))
 
 
-def test_batches_hold_all_chips_in_order(tmp_path) -> None:
-    chips = make_set(tmp_path, make_template(), count=7)
-    cols = [chip.col for batch in read_batches(chips, np.arange(7), 2) for chip in batch]
-    assert cols == [16 * index for index in range(7)]
+def test_the_scores_of_a_set_are_these(tmp_path) -> None:
+    template = make_template(upscale=4, target_bands=("red", "blue"), target_px=40)
+    rng = np.random.default_rng(7)
+    arrays = make_fields(template, 5)
+    arrays["images"] = to_dn(rng.uniform(0, 0.5, arrays["images"].shape))
+    arrays["images"][rng.random(arrays["images"].shape) < 0.01] = 0
+    arrays["clear"] = rng.random(arrays["clear"].shape) < 0.7
+    arrays["target"] = to_dn(rng.uniform(0, 0.5, (5, 2, 40, 40)))
+    arrays["labels"][rng.random(arrays["labels"].shape) < 0.1] = 255
+    chips = make_set(tmp_path, template, **arrays)
+    ndvi = build_model("ndvi", {"upscale": 2})
+    bicubic = build_baseline("bicubic:composite=clearest", ndvi.spec, template).model
+    for most, (confusion, image_scores) in RIGHT_SCORES.items():
+        first, second = score(chips, ndvi, bicubic, batch_chips=2, max_dates=most)
+        assert first.classes is not None
+        assert first.classes.confusion.tolist() == confusion
+        image = second.images
+        assert image is not None
+        assert (image.psnr, image.ssim, image.colour_error) == pytest.approx(image_scores, 1e-6)
+        assert image.colour_pixels == 911
