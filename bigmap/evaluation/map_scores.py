@@ -21,7 +21,7 @@ from bigmap.evaluation.maps import (
     MapGrid,
     count_map,
     join_area,
-    list_blocks,
+    list_shards,
     open_grids,
 )
 from bigmap.evaluation.results import Evaluation, ModelScores
@@ -58,7 +58,7 @@ def score_map(
     path
         Of the map.
     run
-        Does the blocks.
+        Counts the shards.
     area_file
         Polygons outside of which no pixel counts.
     find_geometry
@@ -66,7 +66,7 @@ def score_map(
     instances
         Score connected areas of the second class too.
     advance
-        Told of progress, in blocks.
+        Told of progress, in shards.
     open_reader
         Opens the labels on a grid; by default those of the recipe.
 
@@ -159,7 +159,7 @@ def open_map_labels(recipe: Recipe, grid: MapGrid) -> LabelReader:
     assert recipe.samples.labels is not None
     return open_labels(
         recipe.samples.labels,
-        crs=grid.crs,
+        crs=grid.lattice.crs,
         class_values=[entry.value for entry in grid.legend],
         bounds=grid.bounds,
         seed=recipe.source.seed if isinstance(recipe.source, SimulatedSource) else 0,
@@ -180,7 +180,7 @@ def split_geometry(recipe: Recipe, split: Split) -> FindGeometry:
     config, seed, index = recipe.samples.split, recipe.samples.seed, SPLITS.index(split)
 
     def find(grid: MapGrid) -> BaseGeometry:
-        areas = make_splits(config, crs=grid.crs, bounds=grid.bounds, seed=seed).areas
+        areas = make_splits(config, crs=grid.lattice.crs, bounds=grid.bounds, seed=seed).areas
         # Where two overlap, the later one counts.
         return areas[index].difference(shapely.union_all(areas[index + 1 :]))
 
@@ -234,7 +234,7 @@ def find_areas(
     for grid in grids:
         geometry = find_geometry(grid) if find_geometry is not None else None
         areas.append(join_area(_read_area(area_file, grid), geometry))
-    if not any(list_blocks(grid, area) for grid, area in zip(grids, areas, strict=True)):
+    if not any(list_shards(grid, area) for grid, area in zip(grids, areas, strict=True)):
         what = f"--area {area_file}" if area_file is not None else "--split"
         raise RecipeError(f"{what}: does not meet the map {grids[0].path}")
     return areas
@@ -244,7 +244,7 @@ def _read_area(area_file: str | None, grid: MapGrid) -> Area | None:
     if area_file is None:
         return None
     try:
-        return read_area(crs=grid.crs, file=area_file)
+        return read_area(crs=grid.lattice.crs, file=area_file)
     except RecipeError as error:
         said = str(error).replace("area.file: ", "--area ", 1)
         raise RecipeError(said.replace(CHOOSE_LAYER, "save the one meant by itself")) from None
@@ -263,8 +263,7 @@ def count_grids(
 def _describe_method(
     grids: Sequence[MapGrid], labels: str, area_file: str | None, has_split: bool
 ) -> tuple[str, ...]:
-    pixel_m = grids[0].pixel_m2 ** 0.5
-    lines = [f"Every pixel of {pixel_m:g} m that is both mapped and labelled, once."]
+    lines = [f"Every pixel of {grids[0].lattice.gsd_m:g} m that is both mapped and labelled, once."]
     lines.append(f"Labels: {labels}, on the pixels of the map.")
     if area_file is not None:
         lines.append(f"Only pixels inside {area_file}.")

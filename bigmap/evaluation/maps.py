@@ -1,27 +1,20 @@
-"""A finished map, counted block by block: small counts come back, and no pixel is counted twice.
-
-A block is whole shards of the map. What happens to a pixel is decided shard by shard (its labels
-are read, an outline is rasterised), so that the counts do not depend on the size of blocks.
-"""
+"""A finished map, counted shard by shard: small counts come back, none of its pixels twice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import rasterio.features
-import shapely
 import xarray as xr
 import zarr
-from affine import Affine
-from odc.geo.geobox import GeoBox
 from shapely.geometry.base import BaseGeometry
 
 from bigmap.errors import OutputError
-from bigmap.grid import ROI, Area, intersect, shape_of, tiles_of
+from bigmap.grid import ROI, Area, Lattice, area_mask
 from bigmap.labels import LabelReader
 from bigmap.metrics import ConfusionMatrix, InstanceParts
 from bigmap.models import ClassEntry
@@ -53,52 +46,24 @@ class MapGrid:
 
     path: str
     """Of the group that holds the layer of classes."""
-    crs: str
-    """As ``EPSG:`` code where there is one, else as WKT."""
-    transform: Affine
-    """From pixels (column, row) to metres."""
+    lattice: Lattice
+    """Of its pixels, anchored at its upper left corner; cells and blocks are its shards."""
     shape: tuple[int, int]
     """(y, x) in pixels."""
-    shard_px: tuple[int, int]
-    """(y, x)."""
     legend: tuple[ClassEntry, ...]
     nodata: int
     attributes: dict[str, Any] = field(default_factory=dict, hash=False)
     """Of the whole map."""
 
     @property
-    def pixel_m2(self) -> float:
-        """Area of a pixel on the grid."""
-        return float(abs(self.transform.a * self.transform.e))
+    def extent(self) -> ROI:
+        """All of its pixels."""
+        return slice(0, self.shape[0]), slice(0, self.shape[1])
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """Left, bottom, right, top in metres."""
-        return self.bounds_of((slice(0, self.shape[0]), slice(0, self.shape[1])))
-
-    def bounds_of(self, place: ROI) -> tuple[float, float, float, float]:
-        """Return left, bottom, right, top of a region of pixels, in metres."""
-        rows, cols = place
-        a, _, left, _, e, top = self.transform[:6]
-        return (
-            left + a * cols.start,
-            top + e * rows.stop,
-            left + a * cols.stop,
-            top + e * rows.start,
-        )
-
-    def geobox(self, place: ROI) -> GeoBox:
-        """Return the GeoBox of a region of pixels."""
-        a, e = self.transform.a, self.transform.e
-        left, _, _, top = self.bounds_of(place)
-        return GeoBox(shape_of(place), Affine(a, 0, left, 0, e, top), self.crs)
-
-    def tiles(self, place: ROI | None = None, *, shards: int = 1) -> Iterator[ROI]:
-        """Yield squares of so many shards that touch a region, cut at the map's edge."""
-        whole = slice(0, self.shape[0]), slice(0, self.shape[1])
-        assert self.shard_px[0] == self.shard_px[1], "shards of a map are squares"
-        for tile in tiles_of(place or whole, self.shard_px[0] * shards):
-            yield intersect(tile, whole)
+        return self.lattice.bounds(self.extent)
 
     def open_layer(self) -> Any:
         """Open the layer of classes as a Zarr array (y, x)."""
@@ -142,15 +107,24 @@ def _read_grid(path: str, dataset: xr.Dataset, attributes: dict[str, Any]) -> Ma
         ClassEntry(int(value), name, colour)
         for value, name, colour in zip(np.atleast_1d(values), names, colours, strict=True)
     )
-    step = layer.encoding.get("shards") or layer.encoding["chunks"]
+    shard_px, other_px = layer.encoding.get("shards") or layer.encoding["chunks"]
+    assert shard_px == other_px, "shards of a map are squares"
     height, width = layer.shape
-    crs = dataset.rio.crs
+    crs, transform = dataset.rio.crs, dataset.rio.transform()
     return MapGrid(
         path=path,
-        crs=f"EPSG:{code}" if (code := crs.to_epsg()) else crs.to_wkt(),
-        transform=dataset.rio.transform(),
+        lattice=Lattice(
+            crs=f"EPSG:{code}" if (code := crs.to_epsg()) else crs.to_wkt(),
+            gsd_m=transform.a,
+            core_px=shard_px,
+            cell_px=shard_px,
+            block_px=shard_px,
+            upscale=1,
+            shard_px=shard_px,
+            chunk_px=shard_px,
+            anchor_m=(transform.c, transform.f),
+        ),
         shape=(height, width),
-        shard_px=tuple(step),
         legend=legend,
         nodata=int(layer.attrs["nodata"]),
         attributes=attributes,
@@ -176,7 +150,7 @@ class MapCounts:
 
 @dataclass(frozen=True)
 class CountTask:
-    """Counts the pixels of one block; what a worker does."""
+    """Counts the pixels of one shard; what a worker does."""
 
     grid: MapGrid
     area: Area | None = None
@@ -194,17 +168,16 @@ class CountTask:
             InstanceParts() if self.with_instances else None,
         )
 
-    def __call__(self, place: ROI) -> MapCounts:
-        """Count a block, which is whole shards."""
+    def __call__(self, shard: ROI) -> MapCounts:
+        """Count a shard of the map."""
         counts = self.empty()
-        layer = self.grid.open_layer()
-        for shard in self.grid.tiles(place):
-            self._add_shard(counts, self.grid.read(layer, shard), shard)
+        self._add(counts, self.grid.read(self.grid.open_layer(), shard), shard)
         return counts
 
-    def _add_shard(self, counts: MapCounts, classes: UInt8Array, shard: ROI) -> None:
+    def _add(self, counts: MapCounts, classes: UInt8Array, shard: ROI) -> None:
         if self.area is not None:
-            classes = np.where(self._mask(self.area, shard), classes, self.grid.nodata)
+            mask = area_mask(self.area, self.grid.lattice, shard)
+            classes = np.where(mask, classes, self.grid.nodata)
         number = np.bincount(classes.ravel(), minlength=LEVELS)
         if number[self.grid.nodata] == classes.size:
             return
@@ -218,8 +191,8 @@ class CountTask:
         counts.class_px += number[values]
         if self.labels is None:
             return
-        reader = self.labels.near(self.grid.bounds_of(shard))
-        truth = reader.read(self.grid.geobox(shard))
+        reader = self.labels.near(self.grid.lattice.bounds(shard))
+        truth = reader.read(self.grid.lattice.geobox(shard))
         for row in range(0, len(classes), STRIP_PX):
             strip = slice(row, row + STRIP_PX)
             counts.matrix.update(classes[strip], truth[strip])
@@ -232,27 +205,11 @@ class CountTask:
                 valid=(classes != self.grid.nodata) & (truth != self.grid.nodata),
             )
 
-    def _mask(self, area: Area, shard: ROI) -> npt.NDArray[np.bool_]:
-        """Rasterise the area on one shard, (y, x)."""
-        geobox = self.grid.geobox(shard)
-        box = shapely.box(*self.grid.bounds_of(shard))
-        mask = np.ones(shape_of(shard), dtype=bool)
-        for part in area.parts:
-            if part.covers(box):
-                continue
-            if not part.intersects(box):
-                return np.zeros(mask.shape, dtype=bool)
-            mask &= rasterio.features.geometry_mask(
-                [part], mask.shape, geobox.transform, invert=True
-            )
-        return mask
-
 
 def count_map(
     task: CountTask,
     run: BlockMapper,
     *,
-    block_shards: int = 1,
     advance: Callable[[int, int], None] | None = None,
 ) -> MapCounts:
     """Count one grid of a map.
@@ -260,30 +217,27 @@ def count_map(
     Parameters
     ----------
     task
-        What is done with each block.
+        What is done with each shard.
     run
         Does it, such as :func:`bigmap.clusters.mapping.map_on` of a cluster, or ``map``.
-    block_shards
-        Side of a block, in shards; it changes no count.
     advance
-        Told how many blocks are done, and of how many.
+        Told how many shards are done, and of how many.
     """
-    blocks = list_blocks(task.grid, task.area, block_shards=block_shards)
+    shards = list_shards(task.grid, task.area)
     total = task.empty()
-    for done, counts in enumerate(run(task, blocks), start=1):
+    for done, counts in enumerate(run(task, shards), start=1):
         total.merge(counts)
         if advance is not None:
-            advance(done, len(blocks))
+            advance(done, len(shards))
     return total
 
 
-def list_blocks(grid: MapGrid, area: Area | None, *, block_shards: int = 1) -> list[ROI]:
-    """Return the blocks of a map that an area meets, row by row."""
-    blocks = list(grid.tiles(shards=block_shards))
-    if area is None or not blocks:
-        return blocks
-    meets = area.meets(np.array([grid.bounds_of(block) for block in blocks]))
-    return [block for block, is_met in zip(blocks, meets, strict=True) if is_met]
+def list_shards(grid: MapGrid, area: Area | None) -> list[ROI]:
+    """Return the shards of a map that an area meets, row by row."""
+    shards = list(grid.lattice.blocks(grid.extent))
+    if area is None:
+        return shards
+    return list(compress(shards, area.meets(grid.lattice.bounds_of(shards))))
 
 
 def join_area(area: Area | None, geometry: BaseGeometry | None) -> Area | None:

@@ -82,11 +82,11 @@ def score_reference(
     sample
         The points.
     run
-        Counts the map's pixels block by block: the sizes of strata.
+        Counts the map's pixels shard by shard: the sizes of strata.
     area_file, find_geometry
         As for :func:`~bigmap.evaluation.map_scores.score_map`: what the sample was drawn from.
     advance
-        Told of progress, in blocks.
+        Told of progress, in shards.
 
     Raises
     ------
@@ -204,20 +204,19 @@ def sample_grids(
     """
     found = np.full(len(points), OUTSIDE, dtype=np.int64)
     for grid, area in zip(grids, areas, strict=True):
-        own = _sample_grid(points.to_crs(grid.crs), grid, area)
+        own = _sample_grid(points.to_crs(grid.lattice.crs), grid, area)
         found = np.maximum(found, own)
     return found
 
 
 def _sample_grid(points: gpd.GeoSeries, grid: MapGrid, area: Area | None) -> IntArray:
-    left, _, _, top = grid.bounds
-    a, e = grid.transform.a, grid.transform.e
+    (left, top), gsd_m = grid.lattice.anchor_m, grid.lattice.gsd_m
     with np.errstate(invalid="ignore"):
-        col, row = np.floor((points.x - left) / a), np.floor((points.y - top) / e)
+        col, row = np.floor((points.x - left) / gsd_m), np.floor((top - points.y) / gsd_m)
         inside = (row >= 0) & (row < grid.shape[0]) & (col >= 0) & (col < grid.shape[1])
     if area is not None:
         # A pixel counts by its centre, as in the sizes of strata.
-        x, y = left + (col + 0.5) * a, top + (row + 0.5) * e
+        x, y = left + (col + 0.5) * gsd_m, top - (row + 0.5) * gsd_m
         for part in area.parts:
             shapely.prepare(part)
             inside &= shapely.contains_xy(part, x, y)
@@ -339,7 +338,7 @@ def read_areas(file: str) -> dict[str, float]:
 
 
 def _to_ha(counts: MapCounts, grids: Sequence[MapGrid]) -> npt.NDArray[np.float64]:
-    return np.asarray(counts.class_px * grids[0].pixel_m2 / M2_PER_HA, dtype=np.float64)
+    return np.asarray(counts.class_px * grids[0].lattice.gsd_m ** 2 / M2_PER_HA, dtype=np.float64)
 
 
 def _describe_method(
@@ -366,6 +365,6 @@ def _describe_method(
             if others
             else "."
         ),
-        f"Areas are those of pixels of {grids[0].pixel_m2 ** 0.5:g} m on the map's grid.",
+        f"Areas are those of pixels of {grids[0].lattice.gsd_m:g} m on the map's grid.",
     ]
     return tuple(lines)

@@ -1,7 +1,8 @@
-"""Counting a map: each pixel once, whatever the blocks; areas, zones, legends."""
+"""Counting a map: each pixel once, whatever the shards; areas, zones, legends."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import geopandas as gpd
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from bigmap.config import parse_recipe
 from bigmap.errors import OutputError, RecipeError, SamplesError
 from bigmap.evaluation.map_scores import score_map, split_geometry
-from bigmap.evaluation.maps import CountTask, count_map, join_area, list_blocks, open_grids
+from bigmap.evaluation.maps import CountTask, count_map, join_area, list_shards, open_grids
 from bigmap.grid import Area
 from bigmap.metrics import ConfusionMatrix, InstanceParts
 from tests.integration.small_world import raw_recipe
@@ -36,7 +37,7 @@ def make_recipe(**changes: Any):
 def expect(classes: Any, path: str) -> Any:
     """Count the whole map at once."""
     (grid,) = open_grids(path)
-    truth = PlaceLabels().read(grid.geobox((slice(0, grid.shape[0]), slice(0, grid.shape[1]))))
+    truth = PlaceLabels().read(grid.lattice.geobox(grid.extent))
     matrix = ConfusionMatrix((0, 1))
     matrix.update(classes, truth)
     instances = InstanceParts()
@@ -52,6 +53,12 @@ def whole(tmp_path_factory):
     return classes, path, expect(classes, path)
 
 
+@pytest.fixture(scope="module")
+def finer(tmp_path_factory):
+    """The same map in shards of half the side."""
+    return write_map(tmp_path_factory.mktemp("finer") / "map.zarr", draw_classes(), shard_px=16)
+
+
 def test_a_map_is_counted_once_at_its_place(whole) -> None:
     classes, path, (expected, _) = whole
     scores = score_map(make_recipe(), path, open_reader=lambda grid: PlaceLabels(), run=map)
@@ -65,13 +72,12 @@ def test_a_map_is_counted_once_at_its_place(whole) -> None:
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    shards=st.integers(1, 5),
     order=st.randoms(use_true_random=False),
     box=st.none() | st.tuples(*[st.floats(-30, 700)] * 4),
 )
-def test_counts_do_not_depend_on_blocks_or_their_order(whole, shards, order, box) -> None:
+def test_counts_do_not_depend_on_shards_or_their_order(whole, finer, order, box) -> None:
     _, path, _ = whole
-    (grid,) = open_grids(path)
+    (grid,), (other_grid,) = open_grids(path), open_grids(finer)
     left, bottom, _, _ = grid.bounds
     area = None
     if box is not None:
@@ -84,8 +90,8 @@ def test_counts_do_not_depend_on_blocks_or_their_order(whole, shards, order, box
         order.shuffle(items)
         return map(function, items)
 
-    one = count_map(task, shuffled, block_shards=shards)
-    other = count_map(task, map, block_shards=1)
+    one = count_map(task, shuffled)
+    other = count_map(replace(task, grid=other_grid), map)
     np.testing.assert_array_equal(one.matrix.counts, other.matrix.counts)
     np.testing.assert_array_equal(one.class_px, other.class_px)
     assert one.instances is not None
@@ -93,7 +99,7 @@ def test_counts_do_not_depend_on_blocks_or_their_order(whole, shards, order, box
     assert one.instances.compute() == other.instances.compute()
 
 
-def test_blocks_find_the_whole_map_s_instances(whole) -> None:
+def test_shards_find_the_whole_map_s_instances(whole) -> None:
     _, path, (counts, instances) = whole
     (grid,) = open_grids(path)
     found = count_map(CountTask(grid, None, PlaceLabels(), with_instances=True), map)
@@ -117,7 +123,7 @@ def test_only_pixels_inside_an_area_count(whole, tmp_path) -> None:
     (model,) = scores.models
     cut = classes[40:51, 10:21]
     assert model.facts["mapped_px"] == (cut != 255).sum()
-    assert len(list_blocks(grid, Area((outline,)))) == 1
+    assert len(list_shards(grid, Area((outline,)))) == 1
     # A split's geometry cuts it further.
     half = shapely.box(left, bottom, west + 76, top)
     scores = score_map(
@@ -144,7 +150,7 @@ def test_zones_are_added_up(tmp_path) -> None:
     seen = []
 
     def open_labels(grid):
-        seen.append(grid.crs)
+        seen.append(grid.lattice.crs)
         return PlaceLabels()
 
     scores = score_map(make_recipe(), path, open_reader=open_labels, run=map)
@@ -209,7 +215,7 @@ def test_a_zone_that_labels_miss_is_told(tmp_path) -> None:
     path = write_zones(tmp_path / "zones.zarr", maps)
 
     def open_reader(grid):
-        if grid.crs == "EPSG:32632":
+        if grid.lattice.crs == "EPSG:32632":
             raise SamplesError("samples.labels.file: x.gpkg: does not meet the area")
         return PlaceLabels()
 

@@ -225,7 +225,7 @@ def test_points_are_looked_up_in_their_zone(tmp_path) -> None:
     path = write_zones(tmp_path / "zones.zarr", maps)
     grids = open_grids(path)
     places = [
-        gpd.GeoSeries([shapely.box(*grid.bounds).centroid], crs=grid.crs).to_crs(4326)
+        gpd.GeoSeries([shapely.box(*grid.bounds).centroid], crs=grid.lattice.crs).to_crs(4326)
         for grid in grids
     ]
     points = gpd.GeoSeries([place.iloc[0] for place in places], crs=4326)
