@@ -24,10 +24,10 @@ from bigmap import errors
 from bigmap.config import Recipe
 from bigmap.errors import BigmapError, LostRankError, TrainingError
 from bigmap.machine import ALLOCATOR, count_cores
-from bigmap.training.loop import TrainingSummary
 from bigmap.training.progress import TrainingReporter
 from bigmap.training.ranks import LOOPBACK, STORE_VARIABLE
 from bigmap.training.relaying import relay
+from bigmap.training.standing import TrainingSummary
 
 POLL_S = 0.1
 GRACE_S = 3.0

@@ -13,11 +13,11 @@ from bigmap.clusters import Cluster
 from bigmap.clusters.ranks import Seat, run_on_workers
 from bigmap.clusters.sizes import size_cluster
 from bigmap.config import Recipe, parse_recipe
-from bigmap.training.loop import TrainingSummary
 from bigmap.training.preparing import check_parts, prepare_training
 from bigmap.training.progress import SilentTraining, TrainingReporter
 from bigmap.training.ranks import Rank
 from bigmap.training.relaying import RelayingReporter, relay
+from bigmap.training.standing import TrainingSummary
 from bigmap.training.starting import run_rank
 from bigmap.training.stopping import note_signals
 

@@ -15,10 +15,11 @@ from bigmap.machine import count_cores, count_gpus
 from bigmap.runs import mark_run_folder
 from bigmap.training.folder import TrainingFolder
 from bigmap.training.launching import launch
-from bigmap.training.loop import Trainer, TrainingSummary
+from bigmap.training.loop import Trainer
 from bigmap.training.preparing import TrainingJob, check_parts, prepare_training
 from bigmap.training.progress import SilentTraining, TrainingReporter
 from bigmap.training.ranks import Link, Rank, find_rank, open_link
+from bigmap.training.standing import TrainingSummary
 from bigmap.training.stopping import note_signals
 
 
