@@ -1,6 +1,6 @@
 """Compare the simulated world with real scenes and write docs/simulation.md with its plots.
 
-    python benchmarks/simulated_world_report.py [--real ../shared/data] [--cache FOLDER]
+    python -m benchmarks.simulated_world_report [--real ../shared/data] [--cache FOLDER]
 
 Without the real scenes it stops and says so: half a comparison would be none.
 """
@@ -20,17 +20,17 @@ import numpy as np
 import rasterio
 from rasterio.merge import merge
 
-from bigmap.simulate import SceneRequest, write_scenes
-from bigmap.simulate.acquisitions import list_datatakes
-from bigmap.simulate.checks import (
+from benchmarks.simulated_checks import (
     estimate_shift,
     estimate_transfer,
     fuse_images,
+    label_truth,
     measure_psnr,
     measure_spectrum,
     sharpen_image,
 )
-from bigmap.simulate.classification import label_truth
+from bigmap.simulate import SceneRequest, write_scenes
+from bigmap.simulate.acquisitions import list_datatakes
 from bigmap.simulate.covers import CROPS, Cover
 from bigmap.simulate.landscape import build_landscape
 from bigmap.simulate.observation import MARGIN_M, start_observation

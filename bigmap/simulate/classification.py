@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy.special import ndtr
 
 from bigmap.draws import F64, derive_seed
-from bigmap.simulate.covers import ROOFS, Cover
+from bigmap.simulate.covers import Cover
 from bigmap.simulate.noise import F32, NOISE_STD, sample_fractal
 
 U8 = npt.NDArray[np.uint8]
@@ -120,17 +120,4 @@ def _classify_ground(scene: Scene, luck: F64) -> U8:
     dim = (right == VEGETATION) & (scene.nir < 0.2) & (luck > 1 - DARK_VEGETATION_AS_DARK)
     scl[dim | ((scene.nir < 0.09) & (right == BARE))] = DARK
     scl[(scene.snow > 0.4) | (scene.cover == Cover.SNOW)] = SNOW
-    return scl
-
-
-def label_truth(scene: Scene) -> U8:
-    """Return the classification without errors: what truly covers most of each pixel."""
-    bare = (Cover.ROAD, Cover.TRACK, Cover.PAVED, Cover.ROCK, *ROOFS)
-    ndvi = (scene.nir - scene.red) / np.maximum(scene.nir + scene.red, 0.01)
-    scl = np.where((ndvi > 0.38) & ~np.isin(scene.cover, bare), VEGETATION, BARE).astype(np.uint8)
-    scl[(scene.cover == Cover.WATER) & (ndvi < 0.3)] = WATER
-    scl[(scene.snow > 0.5) | (scene.cover == Cover.SNOW)] = SNOW
-    scl[scene.shade > 0.2] = SHADOW
-    scl[scene.cirrus > 0.03] = CIRRUS
-    scl[scene.cloud > 0.1] = CLOUD_SURE
     return scl

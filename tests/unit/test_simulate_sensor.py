@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bigmap.draws import hash_ints
-from bigmap.simulate.acquisitions import Datatake, list_datatakes
-from bigmap.simulate.checks import (
+from benchmarks.simulated_checks import (
     estimate_shift,
     estimate_transfer,
     fuse_images,
     measure_psnr,
     sharpen_image,
 )
+from bigmap.draws import hash_ints
+from bigmap.simulate.acquisitions import Datatake, list_datatakes
 from bigmap.simulate.covers import Cover
 from bigmap.simulate.landscape import Landscape, build_landscape
 from bigmap.simulate.noise import sample_noise, to_normal

@@ -1,4 +1,4 @@
-"""Standard estimators that recover from images what the simulation put into them."""
+"""Standard estimators that recover from images what the simulation put into them, and its truth."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ import numpy.typing as npt
 import scipy.ndimage
 
 from bigmap.draws import F64
+from bigmap.simulate.classification import (
+    BARE,
+    CIRRUS,
+    CLOUD_SURE,
+    SHADOW,
+    SNOW,
+    U8,
+    VEGETATION,
+    WATER,
+    Scene,
+)
+from bigmap.simulate.covers import ROOFS, Cover
 
 Image = npt.NDArray[np.floating[npt.NBitBase]] | npt.NDArray[np.float32] | F64
 
@@ -165,3 +177,16 @@ def sharpen_image(image: Image, *, sigma_px: float, noise: float) -> F64:
     gain = transfer / (transfer**2 + noise)
     gain /= gain[0, 0]
     return np.asarray(np.fft.irfft2(np.fft.rfft2(values) * gain, s=values.shape))
+
+
+def label_truth(scene: Scene) -> U8:
+    """Return the classification without errors: what truly covers most of each pixel."""
+    bare = (Cover.ROAD, Cover.TRACK, Cover.PAVED, Cover.ROCK, *ROOFS)
+    ndvi = (scene.nir - scene.red) / np.maximum(scene.nir + scene.red, 0.01)
+    scl = np.where((ndvi > 0.38) & ~np.isin(scene.cover, bare), VEGETATION, BARE).astype(np.uint8)
+    scl[(scene.cover == Cover.WATER) & (ndvi < 0.3)] = WATER
+    scl[(scene.snow > 0.5) | (scene.cover == Cover.SNOW)] = SNOW
+    scl[scene.shade > 0.2] = SHADOW
+    scl[scene.cirrus > 0.03] = CIRRUS
+    scl[scene.cloud > 0.1] = CLOUD_SURE
+    return scl
