@@ -18,8 +18,8 @@ from bigmap.radiometry import DN_OFFSET, DN_SCALE, NODATA
 
 DATA_RANGE = 1.0
 """R of PSNR and SSIM: reflectance from 0 to 1."""
-TILE_PX = 128
-"""Side of the tiles whose power spectra are averaged, at most."""
+SEGMENT_PX = 128
+"""Side of the segments whose power spectra are averaged, at most."""
 SHIFT_PX = 3
 """How far an image is shifted to meet its target, along each axis, as in the PROBA-V challenge."""
 
@@ -86,12 +86,12 @@ class ImageScorer:
         self.template = template
         self.register = register
         count, side = max(1, len(template.target_bands)), template.target_px
-        tile_px = max(2, min(TILE_PX, side) // 2 * 2)
+        segment_px = max(2, min(SEGMENT_PX, side) // 2 * 2)
         self.sums = ImageSums(count, data_range=DATA_RANGE)
         self.registered = ImageSums(count, data_range=DATA_RANGE)
         self.chip_psnrs: list[float] = []
-        self.spectrum = SpectrumSums(count, tile_px=tile_px)
-        self.target_spectrum = SpectrumSums(count, tile_px=tile_px)
+        self.spectrum = SpectrumSums(count, segment_px=segment_px)
+        self.target_spectrum = SpectrumSums(count, segment_px=segment_px)
         shared = [band for band in bands if band in template.bands]
         self.colours = [(bands.index(band), template.bands.index(band)) for band in shared]
         self.colour_squares = 0.0

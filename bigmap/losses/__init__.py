@@ -12,7 +12,6 @@ from bigmap.losses.classes import (
     cross_entropy,
     segmentation_loss,
 )
-from bigmap.losses.combined import combine_consistency, end_to_end_loss
 from bigmap.losses.images import (
     downsample_area,
     mae_loss,
@@ -20,22 +19,19 @@ from bigmap.losses.images import (
     radiometric_consistency,
     ssim_loss,
 )
-from bigmap.losses.registered import RegisteredLoss
-from bigmap.losses.uncertainty import registered_uncertainty_loss, uncertainty_loss
+from bigmap.losses.registered import Registration
+from bigmap.losses.uncertainty import uncertainty_loss
 
 __all__ = [
     "FeatureAffinity",
-    "RegisteredLoss",
+    "Registration",
     "binary_cross_entropy",
     "class_weights",
-    "combine_consistency",
     "cross_entropy",
     "downsample_area",
-    "end_to_end_loss",
     "mae_loss",
     "mse_loss",
     "radiometric_consistency",
-    "registered_uncertainty_loss",
     "segmentation_loss",
     "ssim_loss",
     "uncertainty_loss",

@@ -75,34 +75,28 @@ def ssim_loss(image: Tensor, target: Tensor, *, valid: Tensor, data_range: float
     return mean_valid(1 - similarity, erode_mask(valid, SSIM_RADIUS_PX))
 
 
-def radiometric_consistency(
-    image: Tensor, reference: Tensor, *, valid: Tensor, upscale: float | None = None
-) -> Tensor:
+def radiometric_consistency(image: Tensor, reference: Tensor, *, valid: Tensor) -> Tensor:
     """Compare a super-resolved image, averaged back, with Sentinel-2 itself, by MSE.
 
     Razzak et al. (2021), section 5.1. They pool adaptively, so that pixels at the border of two
-    bins count whole in both; here they count by area, which is the same where ``upscale`` is whole.
+    bins count whole in both; here they count by area, which is the same where the factor is whole.
 
     Parameters
     ----------
     image
-        Reflectance, (batch, band, y * upscale, x * upscale).
+        Reflectance, (batch, band, fine y, fine x).
     reference
         Reflectance of the reference view, (batch, band, y, x).
     valid
         bool, (batch, y, x): pixels of the reference that are clear.
-    upscale
-        See :func:`downsample_area`.
     """
     height, width = reference.shape[-2:]
-    coarse = downsample_area(image, (height, width), upscale=upscale)
+    coarse = downsample_area(image, (height, width))
     return mse_loss(coarse, reference, valid=valid)
 
 
-def downsample_area(
-    image: Tensor, shape: tuple[int, int], *, upscale: float | None = None
-) -> Tensor:
-    """Average an image over the area of coarser pixels.
+def downsample_area(image: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Average an image over coarser pixels, both covering the same area.
 
     Parameters
     ----------
@@ -110,38 +104,25 @@ def downsample_area(
         (..., y, x).
     shape
         Rows and columns of the coarse image.
-    upscale
-        Fine pixels per coarse pixel along each axis, such as 2.096, the upper left corners shared;
-        by default both images cover the same area. A coarse pixel that the fine image covers in
-        part is the mean of that part.
 
     Returns
     -------
     torch.Tensor
         (..., *shape).
-
-    Raises
-    ------
-    ValueError
-        If a coarse pixel lies outside the fine image.
     """
     values = widen(image)
     rows, columns = (
-        _overlap_weights(coarse, size, upscale or size / coarse).to(values)
+        _overlap_weights(coarse, size).to(values)
         for coarse, size in zip(shape, values.shape[-2:], strict=True)
     )
     return rows @ values @ columns.mT
 
 
-def _overlap_weights(coarse: int, fine: int, upscale: float) -> Tensor:
+def _overlap_weights(coarse: int, fine: int) -> Tensor:
     """Share of each fine pixel in each coarse one, along one axis, float64 (coarse, fine)."""
+    upscale = fine / coarse
     starts = torch.arange(coarse, dtype=torch.float64)[:, None] * upscale
     pixels = torch.arange(fine, dtype=torch.float64)
     overlap = torch.minimum(starts + upscale, pixels + 1) - torch.maximum(starts, pixels)
     overlap = overlap.clamp(min=0)
-    covered = overlap.sum(dim=1, keepdim=True)
-    if (covered <= 0).any():
-        raise ValueError(
-            f"{coarse} pixels of {upscale:g} fine pixels each do not lie within {fine} fine pixels"
-        )
-    return overlap / covered
+    return overlap / overlap.sum(dim=1, keepdim=True)

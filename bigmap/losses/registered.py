@@ -1,72 +1,47 @@
-"""A super-resolution loss after registration: shifts of a few pixels are not the model's fault."""
+"""How an image lies on its reference: shifts of a few pixels are not the model's fault."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bigmap.losses.images import ssim_loss
 from bigmap.losses.masking import erode_mask, widen
 
-ShiftImages = Callable[[Tensor, Tensor], Tensor]
-"""Shifts images (batch, band, y, x) by (batch, 2) pixels down and right."""
 
-
-class ImageLoss(Protocol):
-    """A loss of :mod:`bigmap.losses.images`."""
-
-    def __call__(self, image: Tensor, target: Tensor, *, valid: Tensor) -> Tensor:
-        """Compare (batch, band, y, x) where (batch, y, x) is True."""
-
-
-class RegisteredLoss(nn.Module):
-    """Resamples, matches colours, registers, then compares an image with its reference.
+class Registration(nn.Module):
+    """Resamples an image, matches its colours, and estimates its shift against a reference.
 
     Razzak et al. (2021), figure 7 and section 5.1, with the registration of Deudon et al. (2020):
-    an estimator reads two numbers, the shift down and right, from the pair of images; the image is
-    shifted by these and compared. Gradients reach the image, the colours and the estimator.
+    an estimator reads two numbers, the shift down and right, from the pair of images. Gradients of
+    a loss of the shifted image reach the image, the colours and the estimator.
 
     Parameters
     ----------
     estimator
         Module from (batch, 2 * band, y, x), the reference's bands before the image's, to (batch,
         2) pixels, such as ShiftNet.
-    shift
-        Function that shifts images by these, differentiably, such as Lanczos interpolation.
     colours
-        Module from the image's bands to the reference's; by default none.
-    loss
-        Compares the two, by default :func:`~bigmap.losses.ssim_loss` as in the paper.
+        Module from the image's bands to the reference's.
     estimate_px
-        Side of the central square that the estimator sees, 128 for ShiftNet; by default all.
+        Side of the central square that the estimator sees, 128 for ShiftNet.
     border_px
         Pixels left out at the edges, where shifting invents values; 3 in HighRes-net's public code.
     """
 
     def __init__(
-        self,
-        estimator: nn.Module,
-        shift: ShiftImages,
-        *,
-        colours: nn.Module | None = None,
-        loss: ImageLoss = ssim_loss,
-        estimate_px: int | None = None,
-        border_px: int = 3,
+        self, estimator: nn.Module, *, colours: nn.Module, estimate_px: int, border_px: int = 3
     ) -> None:
         super().__init__()
         self.estimator = estimator
-        self.shift = shift
-        self.colours = colours or nn.Identity()
-        self.loss = loss
+        self.colours = colours
         self.estimate_px = estimate_px
         self.border_px = border_px
 
-    def forward(self, image: Tensor, target: Tensor, *, valid: Tensor) -> Tensor:
-        """Compare an image with its reference.
+    def forward(
+        self, image: Tensor, target: Tensor, *, valid: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Find out how an image lies on its reference.
 
         Parameters
         ----------
@@ -77,24 +52,6 @@ class RegisteredLoss(nn.Module):
             The reference, (batch, reference band, y, x).
         valid
             bool, (batch, y, x): pixels of the reference that count.
-
-        Returns
-        -------
-        torch.Tensor
-            The loss over valid pixels inside the border.
-        """
-        matched, shifts_px, inside = self.register(image, target, valid=valid)
-        return self.loss(self.shift(matched, shifts_px), target, valid=inside)
-
-    def register(
-        self, image: Tensor, target: Tensor, *, valid: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Find out how an image lies on its reference.
-
-        Parameters
-        ----------
-        image, target, valid
-            As for the loss.
 
         Returns
         -------
@@ -117,13 +74,13 @@ class RegisteredLoss(nn.Module):
         # Where the reference has no value, the image stands in: equal pixels name no direction.
         filled = torch.where(valid[:, None], target.to(image), image)
         pair = torch.cat([filled, image], dim=1)
-        if self.estimate_px is not None:
-            top, left = ((side - self.estimate_px) // 2 for side in pair.shape[-2:])
-            if min(top, left) < 0:
-                raise ValueError(
-                    f"images of {pair.shape[-2]} x {pair.shape[-1]} px are smaller than the "
-                    f"{self.estimate_px} px from which their shift is estimated"
-                )
-            pair = pair[..., top : top + self.estimate_px, left : left + self.estimate_px]
-        shifts_px: Tensor = self.estimator(pair)
+        top, left = ((side - self.estimate_px) // 2 for side in pair.shape[-2:])
+        if min(top, left) < 0:
+            raise ValueError(
+                f"images of {pair.shape[-2]} x {pair.shape[-1]} px are smaller than the "
+                f"{self.estimate_px} px from which their shift is estimated"
+            )
+        shifts_px: Tensor = self.estimator(
+            pair[..., top : top + self.estimate_px, left : left + self.estimate_px]
+        )
         return shifts_px

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of images that are read block by block."""
+"""PSNR and SSIM of many images, added up one after the other."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import numpy.typing as npt
 from scipy.ndimage import minimum_filter
 from skimage.metrics import structural_similarity
 
-HALO_PX = 5
-"""Context that a block needs on each side for SSIM: half the window of 11 x 11 px."""
+RADIUS_PX = 5
+"""Of the windows of SSIM, 11 x 11 px."""
 SIGMA_PX = 1.5
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
-Place = tuple[slice, slice]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,36 +38,11 @@ class ImageScores:
     """Windows of 11 x 11 px that were compared."""
 
 
-def add_halo(core: Place, shape: tuple[int, int]) -> tuple[Place, Place]:
-    """Grow a block by the context that SSIM needs, as far as the map goes.
-
-    Parameters
-    ----------
-    core
-        Slices (y, x) of the block, with start and stop.
-    shape
-        Rows and columns of the whole map.
-
-    Returns
-    -------
-    window, trim
-        ``window`` is what to read, ``trim`` the block within it, for :meth:`ImageSums.update`.
-    """
-    rows, columns = (
-        slice(max(part.start - HALO_PX, 0), min(part.stop + HALO_PX, size))
-        for part, size in zip(core, shape, strict=True)
-    )
-    top, left = core[0].start - rows.start, core[1].start - columns.start
-    height, width = (part.stop - part.start for part in core)
-    return (rows, columns), (slice(top, top + height), slice(left, left + width))
-
-
 class ImageSums:
     """Adds up squared differences and structural similarities.
 
-    SSIM is the mean over all Gaussian windows (11 x 11 px, deviation 1.5 px) that lie in the map
-    and hold only valid pixels; a window belongs to the block of its centre. So blocks are read with
-    :data:`HALO_PX` more pixels, and the result is that of the whole image up to rounding.
+    SSIM is the mean over all Gaussian windows (11 x 11 px, deviation 1.5 px) that lie in an image
+    and hold only valid pixels.
 
     Parameters
     ----------
@@ -92,19 +66,15 @@ class ImageSums:
         reference: npt.NDArray[Any],
         *,
         valid: BoolArray | None = None,
-        trim: Place | None = None,
     ) -> None:
-        """Add a block.
+        """Add an image.
 
         Parameters
         ----------
         image, reference
-            Floating, (band, y, x), the block with its halo.
+            Floating, (band, y, x).
         valid
             bool, (y, x); by default all are. Others may hold anything.
-        trim
-            Slices (y, x) of the block within the arrays, see :func:`add_halo`; by default the
-            arrays are the whole map.
 
         Raises
         ------
@@ -118,12 +88,10 @@ class ImageSums:
                 f"image {image.shape}, reference {reference.shape} and valid {seen.shape} do not "
                 f"fit {self.bands} bands"
             )
-        own = np.zeros(seen.shape, dtype=bool)
-        own[trim or (slice(None), slice(None))] = True
         pair = [np.where(seen, each, 0).astype(np.float64) for each in (image, reference)]
-        self._add_squares(pair[0] - pair[1], own & seen)
-        if min(seen.shape) > 2 * HALO_PX:
-            self._add_similarity(pair, own & _whole_windows(seen))
+        self._add_squares(pair[0] - pair[1], seen)
+        if min(seen.shape) > 2 * RADIUS_PX:
+            self._add_similarity(pair, _whole_windows(seen))
 
     def merge(self, other: ImageSums) -> None:
         """Add what another one has seen.
@@ -184,5 +152,5 @@ class ImageSums:
 
 def _whole_windows(valid: BoolArray) -> BoolArray:
     """Tell the centres of windows that lie in the array and hold only valid pixels."""
-    whole: BoolArray = minimum_filter(valid, size=2 * HALO_PX + 1, mode="constant", cval=0)
+    whole: BoolArray = minimum_filter(valid, size=2 * RADIUS_PX + 1, mode="constant", cval=0)
     return whole

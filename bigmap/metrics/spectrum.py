@@ -16,34 +16,34 @@ class PowerSpectrum:
     """Power of an image by spatial frequency, whatever the direction."""
 
     frequency_per_px: FloatArray
-    """Centres of the rings in cycles per pixel, (ring,), from 1 / tile to 0.5."""
+    """Centres of the rings in cycles per pixel, (ring,), from 1 / segment to 0.5."""
     power: FloatArray
     """Mean power of each ring, (band, ring); that of white noise is its variance, in the square of
-    the image's unit. NaN where no tile was seen."""
-    tiles: int
-    """Tiles that were averaged."""
+    the image's unit. NaN where no segment was seen."""
+    segments: int
+    """Segments that were averaged."""
 
 
 class SpectrumSums:
-    """Adds up periodograms of square tiles (Welch 1967, doi:10.1109/TAU.1967.1161901).
+    """Adds up periodograms of square segments (Welch 1967, doi:10.1109/TAU.1967.1161901).
 
-    Each tile loses its mean, is tapered by a Hann window in both directions and transformed;
-    |F|^2 / sum(w^2) is averaged over rings one frequency step wide. Tiles do not overlap, and one
-    with an invalid pixel is left out (both our choice).
+    Each segment loses its mean, is tapered by a Hann window in both directions and transformed;
+    |F|^2 / sum(w^2) is averaged over rings one frequency step wide. Segments do not overlap, and
+    one with an invalid pixel is left out (both our choice).
 
     Parameters
     ----------
     bands
         Number of bands.
-    tile_px
-        Side of a tile. Blocks are whole tiles, so that their cut changes nothing.
+    segment_px
+        Side of a segment. Blocks are whole segments, so that their cut changes nothing.
     """
 
-    def __init__(self, bands: int, *, tile_px: int = 128) -> None:
+    def __init__(self, bands: int, *, segment_px: int = 128) -> None:
         self.bands = bands
-        self.tile_px = tile_px
-        self.power: FloatArray = np.zeros((bands, tile_px // 2))
-        self.tiles = 0
+        self.segment_px = segment_px
+        self.power: FloatArray = np.zeros((bands, segment_px // 2))
+        self.segments = 0
 
     def update(
         self, image: npt.NDArray[Any], *, valid: npt.NDArray[np.bool_] | None = None
@@ -53,8 +53,8 @@ class SpectrumSums:
         Parameters
         ----------
         image
-            Floating, (band, y, x). A block starts at a tile; what does not fill a tile at its end
-            is left out, so blocks inside a map are whole tiles.
+            Floating, (band, y, x). A block starts at a segment; what does not fill one at its end
+            is left out, so blocks inside a map are whole segments.
         valid
             bool, (y, x); by default all are.
 
@@ -68,12 +68,12 @@ class SpectrumSums:
             raise ValueError(
                 f"image {image.shape} and valid {seen.shape} do not fit {self.bands} bands"
             )
-        height, width = (side - side % self.tile_px for side in seen.shape)
-        for row in range(0, height, self.tile_px):
-            for column in range(0, width, self.tile_px):
-                place = slice(row, row + self.tile_px), slice(column, column + self.tile_px)
+        height, width = (side - side % self.segment_px for side in seen.shape)
+        for row in range(0, height, self.segment_px):
+            for column in range(0, width, self.segment_px):
+                place = slice(row, row + self.segment_px), slice(column, column + self.segment_px)
                 if seen[place].all():
-                    self._add_tile(image[:, *place].astype(np.float64))
+                    self._add_segment(image[:, *place].astype(np.float64))
 
     def merge(self, other: SpectrumSums) -> None:
         """Add what another one has seen.
@@ -81,30 +81,30 @@ class SpectrumSums:
         Raises
         ------
         ValueError
-            If it has other bands or tiles.
+            If it has other bands or segments.
         """
-        if self.power.shape != other.power.shape or self.tile_px != other.tile_px:
+        if self.power.shape != other.power.shape or self.segment_px != other.segment_px:
             raise ValueError(
-                f"{self.bands} bands in tiles of {self.tile_px} px and {other.bands} in tiles of "
-                f"{other.tile_px} px cannot be added"
+                f"{self.bands} bands in segments of {self.segment_px} px and {other.bands} in those of "
+                f"{other.segment_px} px cannot be added"
             )
         self.power += other.power
-        self.tiles += other.tiles
+        self.segments += other.segments
 
     def compute(self) -> PowerSpectrum:
-        """Average the spectra of all tiles."""
-        rings = np.arange(1, self.tile_px // 2 + 1)
-        mean = self.power / self.tiles if self.tiles else np.full(self.power.shape, np.nan)
-        return PowerSpectrum(rings / self.tile_px, mean, self.tiles)
+        """Average the spectra of all segments."""
+        rings = np.arange(1, self.segment_px // 2 + 1)
+        mean = self.power / self.segments if self.segments else np.full(self.power.shape, np.nan)
+        return PowerSpectrum(rings / self.segment_px, mean, self.segments)
 
-    def _add_tile(self, tile: FloatArray) -> None:
-        taper = np.outer(*[np.hanning(self.tile_px + 1)[:-1]] * 2)
-        centred = tile - tile.mean(axis=(1, 2), keepdims=True)
+    def _add_segment(self, segment: FloatArray) -> None:
+        taper = np.outer(*[np.hanning(self.segment_px + 1)[:-1]] * 2)
+        centred = segment - segment.mean(axis=(1, 2), keepdims=True)
         power = np.abs(np.fft.fft2(centred * taper)) ** 2 / (taper**2).sum()
-        steps = np.fft.fftfreq(self.tile_px) * self.tile_px
+        steps = np.fft.fftfreq(self.segment_px) * self.segment_px
         ring = np.rint(np.hypot(*np.meshgrid(steps, steps))).astype(int).ravel()
-        length = self.tile_px // 2 + 1
+        length = self.segment_px // 2 + 1
         sizes = np.bincount(ring, minlength=length)[1:length]
         for band, values in enumerate(power.reshape(self.bands, -1)):
             self.power[band] += np.bincount(ring, values, length)[1:length] / sizes
-        self.tiles += 1
+        self.segments += 1

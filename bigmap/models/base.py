@@ -18,7 +18,6 @@ OptionValue = bool | int | float | str
 
 RANDOM = "random, seed "
 NODATA_CLASS = 255
-NODATA_UINT8 = 255
 
 
 @dataclass(frozen=True)

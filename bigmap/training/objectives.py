@@ -23,7 +23,7 @@ from bigmap.config import (
 )
 from bigmap.losses import (
     FeatureAffinity,
-    RegisteredLoss,
+    Registration,
     mae_loss,
     mse_loss,
     radiometric_consistency,
@@ -246,18 +246,14 @@ class Image(Objective):
         if share:
             self.coefficients["consistency"] = share
         self.colours: nn.Module = ColourMatching(bands) if share else nn.Identity()
-        self.registered: RegisteredLoss | None = None
+        self.registered: Registration | None = None
         self.dropout: SeededDropout | None = None
         if settings.registered:
             estimator = ShiftNet(bands)
             self.dropout = SeededDropout(estimator.dropout.p)
             estimator.dropout = self.dropout  # type: ignore[assignment]
-            self.registered = RegisteredLoss(
-                estimator,
-                shift_lanczos,
-                colours=self.colours,
-                estimate_px=SIDE_PX,
-                border_px=BORDER_PX,
+            self.registered = Registration(
+                estimator, colours=self.colours, estimate_px=SIDE_PX, border_px=BORDER_PX
             )
 
     def weigh(self, batch: Batch) -> Tensor:
@@ -297,7 +293,10 @@ class Image(Objective):
             return self.colours(resample(image, batch)), None, valid
         if self.dropout is not None:
             self.dropout.keys = [(self.seed, batch.epoch, chip) for chip in batch.chips]
-        return self.registered.register(image, to_reflectance(batch.target), valid=valid)
+        aligned: tuple[Tensor, Tensor, Tensor] = self.registered(
+            image, to_reflectance(batch.target), valid=valid
+        )
+        return aligned
 
     def _compare(self, outputs: Outputs, batch: Batch) -> Tensor:
         assert batch.target is not None

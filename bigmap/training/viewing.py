@@ -16,7 +16,7 @@ from bigmap.config import (
     TrainingConfig,
 )
 from bigmap.errors import SamplesError, TrainingError
-from bigmap.metrics import HALO_PX
+from bigmap.losses.images import SSIM_RADIUS_PX
 from bigmap.models import ModelSpec
 from bigmap.models.base import image_layer
 from bigmap.models.shiftnet import SIDE_PX
@@ -150,10 +150,10 @@ def _place_targets(
                 f"samples.target: the images of {chips.path} have no band {band}, which "
                 f"{spec.name} makes; they have {', '.join(template.target_bands)}"
             )
-    if template.target_px <= 2 * HALO_PX:
+    if template.target_px <= 2 * SSIM_RADIUS_PX:
         raise SamplesError(
             f"samples.chip_px: targets of {chips.path} measure {template.target_px} px, too few "
-            f"for a window of SSIM, {2 * HALO_PX + 1} px; cut larger chips"
+            f"for a window of SSIM, {2 * SSIM_RADIUS_PX + 1} px; cut larger chips"
         )
     side = template.chip_px * spec.upscale
     if not isinstance(objective, ImageObjective) and template.target_px != side:

@@ -13,17 +13,14 @@ from torch.nn import functional as F
 
 from bigmap.losses import (
     FeatureAffinity,
-    RegisteredLoss,
+    Registration,
     binary_cross_entropy,
     class_weights,
-    combine_consistency,
     cross_entropy,
     downsample_area,
-    end_to_end_loss,
     mae_loss,
     mse_loss,
     radiometric_consistency,
-    registered_uncertainty_loss,
     segmentation_loss,
     ssim_loss,
     uncertainty_loss,
@@ -62,7 +59,7 @@ def make_losses(side: int = SIDE):
     binary = labels.clamp(max=1)
     weights = class_weights(torch.tensor([5.0, 3.0, 2.0])).double()
     features = FeatureAffinity(BANDS, BANDS, subsample=2, block_px=10).double()
-    shifted = RegisteredLoss(Still(), shift_lanczos, loss=mae_loss, border_px=1)
+    shifted = Registered(Still(), loss=mae_loss, estimate_px=side, border_px=1)
     return {
         "bce": (one, lambda p, r, v: binary_cross_entropy(p, binary, valid=v)),
         "ce": (image, lambda p, r, v: cross_entropy(p, labels, valid=v)),
@@ -71,21 +68,11 @@ def make_losses(side: int = SIDE):
         "mae": (image, lambda p, r, v: mae_loss(p, r, valid=v)),
         "ssim": (image, lambda p, r, v: ssim_loss(p, r, valid=v)),
         "affinity": (image, lambda p, r, v: features(p, r, valid=v)),
-        "end to end": (
-            image,
-            lambda p, r, v: end_to_end_loss(p, p, target=r, labels=labels, valid=v),
-        ),
         "uncertainty": (image, lambda p, r, v: uncertainty_loss(p, p - 1, r, valid=v)),
-        "registered uncertainty": (
-            image,
-            lambda p, r, v: registered_uncertainty_loss(p, p - 1, r, valid=v, border_px=1),
-        ),
         "registered": (image, lambda p, r, v: shifted(p, r, valid=v)),
         "consistency": (
             image,
-            lambda p, r, v: radiometric_consistency(
-                F.interpolate(p, scale_factor=1.5), r, valid=v, upscale=1.5
-            ),
+            lambda p, r, v: radiometric_consistency(F.interpolate(p, scale_factor=1.5), r, valid=v),
         ),
     }
 
@@ -93,6 +80,18 @@ def make_losses(side: int = SIDE):
 class Still(nn.Module):
     def forward(self, pairs: Tensor) -> Tensor:
         return torch.full((len(pairs), 2), 0.3, dtype=pairs.dtype)
+
+
+class Registered(Registration):
+    """A loss after registration, as objectives take it."""
+
+    def __init__(self, estimator, *, loss, colours=None, **settings) -> None:
+        super().__init__(estimator, colours=colours or nn.Identity(), **settings)
+        self.loss = loss
+
+    def forward(self, image: Tensor, target: Tensor, *, valid: Tensor) -> Tensor:
+        matched, shifts_px, inside = super().forward(image, target, valid=valid)
+        return self.loss(shift_lanczos(matched, shifts_px), target, valid=inside)
 
 
 class LearntShift(nn.Module):
@@ -315,34 +314,11 @@ def test_affinity_keeps_no_similarities_for_the_gradients() -> None:
     assert sum(sizes) < (32 * 32) ** 2 / 4
 
 
-def test_end_to_end_by_hand() -> None:
-    image, target = draw(1, 3, 4, 4), draw(1, 3, 4, 4)
-    logits, labels = draw(1, 2, 4, 4), torch.randint(0, 2, (1, 4, 4))
-    valid = torch.ones(1, 4, 4, dtype=torch.bool)
-    valid[0, 0] = False
-    everywhere = torch.ones_like(valid)
-    loss = end_to_end_loss(
-        image, logits, target=target, labels=labels, valid=valid, target_valid=everywhere
-    )
-    classes = F.cross_entropy(logits[:, :, 1:], labels[:, 1:])
-    torch.testing.assert_close(loss, 0.1 * (image - target).abs().mean() + 1000 * classes)
-    balanced = combine_consistency(torch.tensor(2.0), torch.tensor(5.0))
-    assert balanced.item() == pytest.approx(0.9 * 2 + 0.1 * 5)
-
-
 def test_area_average_by_hand() -> None:
     """Pixels of 2.5 fine ones: the third belongs to both by half."""
     row = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0]])
     halves = downsample_area(row, (1, 2))
     assert halves.tolist() == [pytest.approx([(1 + 2 + 2) / 2.5, (2 + 8 + 16) / 2.5])]
-    # 2.096 fine pixels each; the third coarse pixel is covered by 0.808 of the fifth.
-    third = (8 * 0 + 16 * (5 - 2 * 2.096)) / (5 - 2 * 2.096)
-    second = (2 * 0 + 4 * (3 - 2.096) + 8 + 16 * (2 * 2.096 - 4)) / 2.096
-    first = (1 + 2 + 4 * 0.096) / 2.096
-    parts = downsample_area(row, (1, 3), upscale=2.096)
-    assert parts.tolist() == [pytest.approx([first, second, third])]
-    with pytest.raises(ValueError, match="do not lie within 5"):
-        downsample_area(row, (1, 4), upscale=2.096)
     image = draw(2, 3, 12, 20)
     torch.testing.assert_close(downsample_area(image, (3, 5)), F.avg_pool2d(image, 4))
 
@@ -372,7 +348,7 @@ def test_the_registered_loss_finds_a_known_shift(loss) -> None:
     valid = torch.ones(1, *scene.shape[-2:], dtype=torch.bool)
     valid[:, :12, :12] = False
     target[..., :12, :12] = torch.nan
-    registered = RegisteredLoss(LearntShift(), shift_lanczos, loss=loss)
+    registered = Registered(LearntShift(), loss=loss, estimate_px=48)
     optimiser = torch.optim.Adam(registered.parameters(), lr=0.1)
     before = registered(scene, target, valid=valid)
     for _ in range(80):
@@ -393,9 +369,7 @@ def test_the_registered_loss_matches_resamples_and_crops() -> None:
     spoilt = torch.where(valid[:, None], target, torch.nan)
     colours = nn.Conv2d(2, 2, 1)
     estimator = LearntShift()
-    registered = RegisteredLoss(
-        estimator, shift_lanczos, colours=colours, loss=mae_loss, estimate_px=10, border_px=4
-    )
+    registered = Registered(estimator, colours=colours, loss=mae_loss, estimate_px=10, border_px=4)
     loss = registered(image, spoilt, valid=valid)
     matched = colours(F.interpolate(image, size=(30, 30), mode="bicubic"))
     inside = torch.zeros_like(valid)
@@ -418,7 +392,7 @@ def test_shiftnet_and_colour_matching_fit_the_registered_loss() -> None:
     image, target = (draw(1, 3, 136, 132, dtype=torch.float32) for _ in range(2))
     valid = torch.ones(1, 136, 132, dtype=torch.bool)
     colours, network = ColourMatching(3), ShiftNet(3).eval()
-    registered = RegisteredLoss(network, shift_lanczos, colours=colours, estimate_px=128)
+    registered = Registered(network, colours=colours, loss=ssim_loss, estimate_px=128)
     loss = registered(image, target, valid=valid)
     inside = torch.zeros_like(valid)
     inside[:, 3:-3, 3:-3] = True
@@ -436,31 +410,3 @@ def test_uncertainty_by_hand() -> None:
     assert loss.item() == pytest.approx((0.5 + 2 / 4 + math.log(4)) / 2)
     likelihood = torch.distributions.Laplace(image, scale.exp()).log_prob(target)[..., :2].mean()
     assert loss.item() == pytest.approx(-likelihood.item() - math.log(2))
-
-
-def test_registered_uncertainty_finds_shift_and_brightness() -> None:
-    scene = draw(2, 1, 20, 20)
-    image = scene[..., 3:-3, 3:-3].clone()
-    targets = torch.stack([
-        scene[0, :, 1:15, 4:18] + 0.3,  # what is at (y, x) is at (y + 2, x - 1)
-        scene[1, :, 6:20, 0:14] - 0.2,  # at (y - 3, x + 3), the farthest
-    ])  # fmt: skip
-    scale = torch.full_like(image, -2.0)
-    valid = torch.ones(2, 14, 14, dtype=torch.bool)
-    valid[0, 5, 5] = False
-    targets[0, :, 5, 5] = torch.nan
-    loss = registered_uncertainty_loss(image, scale, targets, valid=valid)
-    assert loss.item() == pytest.approx(-2, abs=1e-12)
-    nearer = registered_uncertainty_loss(image, scale, targets, valid=valid, border_px=1)
-    assert nearer.item() > -2 + 0.5
-    with pytest.raises(ValueError, match="no inside of 7 px"):
-        registered_uncertainty_loss(image, scale, targets, valid=valid, border_px=7)
-
-
-def test_registered_uncertainty_leaves_empty_chips_out() -> None:
-    image, target, scale = draw(2, 2, 9, 9), draw(2, 2, 9, 9), draw(2, 1, 9, 9)
-    valid = torch.ones(2, 9, 9, dtype=torch.bool)
-    valid[1] = False
-    both = registered_uncertainty_loss(image, scale, target, valid=valid)
-    alone = registered_uncertainty_loss(image[:1], scale[:1], target[:1], valid=valid[:1])
-    assert both == alone

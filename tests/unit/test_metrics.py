@@ -19,7 +19,6 @@ from bigmap.metrics import (
     ImageSums,
     InstanceParts,
     SpectrumSums,
-    add_halo,
     score_confusion,
 )
 
@@ -227,18 +226,15 @@ def test_ssim_counts_whole_valid_windows_only() -> None:
 def test_images_are_streamed(seed: int) -> None:
     rng = np.random.default_rng(seed)
     shape = int(rng.integers(8, 45)), int(rng.integers(8, 45))
-    image, truth = random_pair(rng, (2, *shape))
-    valid = rng.random(shape) > rng.choice([0, 0.002])
     whole = ImageSums(2, data_range=1.0)
-    whole.update(image, truth, valid=valid)
-    expected = whole.compute()
-
-    def update(sums: ImageSums, block: tuple[slice, slice]) -> None:
-        window, trim = add_halo(block, shape)
-        cut_image, cut_truth = image[:, *window], truth[:, *window]
-        sums.update(cut_image, cut_truth, valid=valid[window], trim=trim)
-
-    scores = stream(lambda: ImageSums(2, data_range=1.0), cut(shape, rng), update, rng)
+    parts = [ImageSums(2, data_range=1.0) for _ in range(2)]
+    for number in range(4):
+        image, truth = random_pair(rng, (2, *shape))
+        valid = rng.random(shape) > rng.choice([0, 0.002])
+        whole.update(image, truth, valid=valid)
+        parts[number % 2].update(image, truth, valid=valid)
+    parts[0].merge(parts[1])
+    scores, expected = parts[0].compute(), whole.compute()
     assert (scores.pixels, scores.windows) == (expected.pixels, expected.windows)
     np.testing.assert_allclose(scores.band_mse, expected.band_mse, rtol=1e-12)
     np.testing.assert_allclose(scores.band_ssim, expected.band_ssim, rtol=1e-9)
@@ -263,24 +259,24 @@ def test_spectrum_of_a_wave_and_of_noise() -> None:
     x = np.arange(256)
     wave = np.broadcast_to(np.sin(2 * np.pi * x * 8 / 64), (256, 256))
     noise = np.random.default_rng(0).normal(5, 3, (256, 256))
-    sums = SpectrumSums(2, tile_px=64)
+    sums = SpectrumSums(2, segment_px=64)
     sums.update(np.stack([wave, noise]))
     spectrum = sums.compute()
-    assert spectrum.tiles == 16
+    assert spectrum.segments == 16
     assert spectrum.frequency_per_px[spectrum.power[0].argmax()] == 8 / 64
     assert spectrum.power[0, [7]] > 1e6 * spectrum.power[0, 20]
-    # White noise of variance 9 has that power at every frequency; 16 tiles leave some scatter.
+    # White noise of variance 9 has that power at every frequency; 16 segments leave some scatter.
     np.testing.assert_allclose(spectrum.power[1, 8:], 9, rtol=0.25)
     assert spectrum.power[1, 8:].mean() == pytest.approx(9, rel=0.03)
 
 
 def test_spectrum_against_a_direct_sum() -> None:
-    tile = np.random.default_rng(3).random((8, 8))
-    sums = SpectrumSums(1, tile_px=8)
-    sums.update(tile[None])
+    segment = np.random.default_rng(3).random((8, 8))
+    sums = SpectrumSums(1, segment_px=8)
+    sums.update(segment[None])
     window = np.sin(np.pi * np.arange(8) / 8) ** 2
     taper = window[:, None] * window
-    values = (tile - tile.mean()) * taper
+    values = (segment - segment.mean()) * taper
     y, x = np.mgrid[:8, :8]
     rings: dict[int, list[float]] = {}
     for v in range(-4, 4):
@@ -298,26 +294,26 @@ def test_spectra_are_streamed(seed: int) -> None:
     image, valid = rng.random((2, 5 * 16 + 3, 7 * 16 + 9)), np.ones((83, 121), bool)
     valid[rng.integers(83), rng.integers(121)] = False
     image[:, ~valid] = np.nan
-    whole = SpectrumSums(2, tile_px=16)
+    whole = SpectrumSums(2, segment_px=16)
     whole.update(image, valid=valid)
-    tiles = cut((6, 8), rng)
-    blocks = [tuple(slice(s.start * 16, s.stop * 16) for s in tile) for tile in tiles]
+    segments = cut((6, 8), rng)
+    blocks = [tuple(slice(s.start * 16, s.stop * 16) for s in segment) for segment in segments]
 
     def update(sums: SpectrumSums, block: tuple[slice, slice]) -> None:
         sums.update(image[:, *block], valid=valid[block])
 
-    spectrum = stream(lambda: SpectrumSums(2, tile_px=16), blocks, update, rng)
-    assert spectrum.tiles == whole.compute().tiles
+    spectrum = stream(lambda: SpectrumSums(2, segment_px=16), blocks, update, rng)
+    assert spectrum.segments == whole.compute().segments
     np.testing.assert_allclose(spectrum.power, whole.compute().power, rtol=1e-12)
     assert np.isfinite(spectrum.power).all()
 
 
 def test_spectrum_of_nothing_is_nan() -> None:
-    sums = SpectrumSums(1, tile_px=16)
+    sums = SpectrumSums(1, segment_px=16)
     sums.update(np.ones((1, 15, 40)))
     assert np.isnan(sums.compute().power).all()
     with pytest.raises(ValueError, match="cannot be added"):
-        sums.merge(SpectrumSums(1, tile_px=17))
+        sums.merge(SpectrumSums(1, segment_px=17))
 
 
 def test_instances_by_hand() -> None:

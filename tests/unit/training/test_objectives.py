@@ -125,11 +125,9 @@ def test_objectives_are_the_papers_sums() -> None:
     )
     assert total(SegmentationObjective()) == pytest.approx(float(weighted))
     assert total(SegmentationObjective(weighted=False)) == pytest.approx(float(plain))
-    end_to_end = losses.end_to_end_loss(
-        outputs["image"], outputs["logits"], target=target, labels=batch.labels, valid=labelled,
-        target_valid=valid,
-    )  # fmt: skip
-    assert total(EndToEndObjective(kind="end-to-end")) == pytest.approx(float(end_to_end))
+    difference = losses.mae_loss(outputs["image"], target, valid=valid)
+    end_to_end = float(0.1 * difference + 1000 * plain)
+    assert total(EndToEndObjective(kind="end-to-end")) == pytest.approx(end_to_end)
     dual = total(DualObjective(kind="dual", image_weight=0.5, affinity_weight=0.0))
     image = losses.mse_loss(outputs["image"], target, valid=valid)
     assert dual == pytest.approx(float(weighted + 0.5 * image))
