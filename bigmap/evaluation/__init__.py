@@ -4,8 +4,8 @@ Every way ends in an :class:`Evaluation`, which prints as a table and is written
 and a picture of each confusion matrix.
 """
 
-from bigmap.evaluation.candidates import Candidate, build_baseline, build_candidate
 from bigmap.evaluation.chip_scores import score_chips
+from bigmap.evaluation.contenders import Contender, build_baseline, build_contender
 from bigmap.evaluation.images import ImageQuality
 from bigmap.evaluation.map_scores import score_map, split_geometry
 from bigmap.evaluation.maps import BlockMapper
@@ -15,7 +15,7 @@ from bigmap.evaluation.scoring import ScoringOptions, score_models
 
 __all__ = [
     "BlockMapper",
-    "Candidate",
+    "Contender",
     "Evaluation",
     "ImageQuality",
     "ModelScores",
@@ -23,7 +23,7 @@ __all__ = [
     "SampleScores",
     "ScoringOptions",
     "build_baseline",
-    "build_candidate",
+    "build_contender",
     "score_chips",
     "score_map",
     "score_models",

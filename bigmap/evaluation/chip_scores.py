@@ -11,7 +11,7 @@ import torch
 
 from bigmap.chips import Chip, ChipSet, ChipTemplate
 from bigmap.errors import SamplesError
-from bigmap.evaluation.candidates import Candidate
+from bigmap.evaluation.contenders import Contender
 from bigmap.evaluation.images import ImageScorer
 from bigmap.evaluation.results import ModelScores
 from bigmap.inference import Windowing, optimise
@@ -42,7 +42,7 @@ class ChipSettings:
 
 
 def score_chips(
-    candidates: Sequence[Candidate],
+    contenders: Sequence[Contender],
     chips: ChipSet,
     indices: npt.NDArray[np.intp],
     *,
@@ -53,7 +53,7 @@ def score_chips(
 
     Parameters
     ----------
-    candidates
+    contenders
         The models.
     chips, indices
         Which chips.
@@ -67,7 +67,7 @@ def score_chips(
     SamplesError
         If a model does not fit the chips, naming the field; before any is read.
     """
-    scorers = [ChipScorer(candidate, chips.template, settings) for candidate in candidates]
+    scorers = [ChipScorer(contender, chips.template, settings) for contender in contenders]
     batches = cut_batches(indices.tolist(), settings.batch_chips)
     with ChipFeed(chips, threads=READERS) as feed:
         for batch, read in feed.iterate(batches, lambda batch, read: (batch, read)):
@@ -83,7 +83,7 @@ class ChipScorer:
 
     Parameters
     ----------
-    candidate
+    contender
         The model.
     template
         Of the chips.
@@ -97,10 +97,10 @@ class ChipScorer:
     """
 
     def __init__(
-        self, candidate: Candidate, template: ChipTemplate, settings: ChipSettings
+        self, contender: Contender, template: ChipTemplate, settings: ChipSettings
     ) -> None:
-        spec = candidate.spec
-        self.candidate = candidate
+        spec = contender.spec
+        self.contender = contender
         self.template = template
         self.windowing = Windowing.for_model(
             spec,
@@ -115,37 +115,37 @@ class ChipScorer:
         self.images = self._make_images(register=settings.register)
         if self.matrix is None and self.images is None:
             raise SamplesError(
-                f"model.name: {candidate.label} makes nothing that the samples know: it has "
+                f"model.name: {contender.label} makes nothing that the samples know: it has "
                 f"{'classes' if spec.legend else 'neither classes nor an image'}, and they have "
                 f"{'labels' if template.class_values else 'no labels'}"
             )
         self.instances = self._make_instances() if settings.instances else None
         self.labelled_px = 0
         self.device = torch.device(self.windowing.device)
-        self.model = optimise(candidate.model).to(self.device)
+        self.model = optimise(contender.model).to(self.device)
 
     def _make_matrix(self) -> ConfusionMatrix | None:
-        spec, template = self.candidate.spec, self.template
+        spec, template = self.contender.spec, self.template
         if not (spec.legend and template.class_values):
             return None
-        refuse_other_legend(self.candidate.label, spec, template)
+        refuse_other_legend(self.contender.label, spec, template)
         if template.upscale % spec.upscale:
             raise SamplesError(
-                f"model.options.upscale: {self.candidate.label} makes {spec.upscale} pixels of "
+                f"model.options.upscale: {self.contender.label} makes {spec.upscale} pixels of "
                 f"one, but labels have {template.upscale}, which is no multiple of it; extract "
                 "samples anew for this model"
             )
         return ConfusionMatrix(template.class_values)
 
     def _make_images(self, *, register: bool) -> ImageScorer | None:
-        spec = self.candidate.spec
+        spec = self.contender.spec
         layer = next((each for each in spec.extra_layers if each.name == IMAGE), None)
         if layer is None:
             return None
         missing = [band for band in self.template.target_bands if band not in layer.channels]
         if missing:
             raise SamplesError(
-                f"model.bands: {self.candidate.label} makes an image of "
+                f"model.bands: {self.contender.label} makes an image of "
                 f"{', '.join(layer.channels)}, but the samples' target has {missing[0]} too"
             )
         return ImageScorer(layer.channels, self.template, register=register)
@@ -156,7 +156,7 @@ class ChipScorer:
         if len(self.matrix.values) != 2:
             raise SamplesError(
                 f"--instances: instances are those of the second of two classes, but "
-                f"{self.candidate.label} has {len(self.matrix.values)}"
+                f"{self.contender.label} has {len(self.matrix.values)}"
             )
         return InstanceParts()
 
@@ -175,7 +175,7 @@ class ChipScorer:
     @torch.inference_mode()
     def _predict(self, batch: Batch) -> dict[str, npt.NDArray[np.float32]]:
         """Return class values (chip, y, x) and images (chip, band, y, x) at output resolution."""
-        spec = self.candidate.spec
+        spec = self.contender.spec
         is_half = self.windowing.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_half):
             reflectance = batch.prepare(self.model.mean_reflectance)
@@ -195,7 +195,7 @@ class ChipScorer:
         assert self.matrix is not None
         assert chip.labels is not None
         upscale = self.template.upscale
-        repeated = _repeat(classes, upscale // self.candidate.spec.upscale)
+        repeated = _repeat(classes, upscale // self.contender.spec.upscale)
         # As in a map, what is clear on no date has no class.
         predicted = np.where(_repeat(seen, upscale), repeated, NODATA_CLASS).astype(np.uint8)
         self.matrix.update(predicted, chip.labels)
@@ -210,10 +210,10 @@ class ChipScorer:
 
     def compute(self) -> ModelScores:
         """Derive all scores."""
-        spec = self.candidate.spec
+        spec = self.contender.spec
         facts = {
             "model": spec.name,
-            "options": dict(self.candidate.model.options),
+            "options": dict(self.contender.model.options),
             "bands": list(spec.bands),
             "upscale": spec.upscale,
             "max_dates": self.max_dates,
@@ -228,7 +228,7 @@ class ChipScorer:
                 f"windows of {spec.name} in maps are; their edges were repeated"
             )
         return ModelScores(
-            label=self.candidate.label,
+            label=self.contender.label,
             classes=self.matrix.compute() if self.matrix is not None else None,
             instances=self.instances.compute() if self.instances is not None else None,
             images=self.images.compute() if self.images is not None else None,

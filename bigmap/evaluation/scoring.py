@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from bigmap.chips import SPLITS, ChipSet, ChipTemplate, Split
 from bigmap.config import Recipe
 from bigmap.errors import SamplesError
-from bigmap.evaluation.candidates import build_baseline, build_candidate
 from bigmap.evaluation.chip_scores import ChipSettings, score_chips
+from bigmap.evaluation.contenders import build_baseline, build_contender
 from bigmap.evaluation.results import Evaluation
 from bigmap.models import ClassEntry, ModelSpec
 
@@ -25,7 +25,7 @@ class ScoringOptions:
     weights: str | None = None
     """In place of ``model.weights``."""
     baselines: Sequence[str] = ()
-    """As for :func:`~bigmap.evaluation.candidates.build_baseline`."""
+    """As for :func:`~bigmap.evaluation.contenders.build_baseline`."""
     max_dates: int | None = None
     """Of a chip, the clearest first; by default all."""
     instances: bool = False
@@ -62,9 +62,9 @@ def score_models(
             f"samples.path: {chips.path}: has no chips of the split {options.split} "
             f"({', '.join(counts)})"
         )
-    main = build_candidate(recipe, options.weights)
-    candidates = [main]
-    candidates += [build_baseline(text, main.spec, chips.template) for text in options.baselines]
+    main = build_contender(recipe, options.weights)
+    contenders = [main]
+    contenders += [build_baseline(text, main.spec, chips.template) for text in options.baselines]
     settings = ChipSettings(
         batch_chips=recipe.inference.batch_windows,
         precision=recipe.inference.precision,
@@ -81,7 +81,7 @@ def score_models(
         if advance is not None:
             advance(done, len(indices))
 
-    models = score_chips(candidates, chips, indices, settings=settings, advance=count)
+    models = score_chips(contenders, chips, indices, settings=settings, advance=count)
     return Evaluation(
         title=f"{recipe.title or recipe.name}, split {options.split}",
         models=tuple(models),

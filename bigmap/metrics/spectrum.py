@@ -85,8 +85,8 @@ class SpectrumSums:
         """
         if self.power.shape != other.power.shape or self.segment_px != other.segment_px:
             raise ValueError(
-                f"{self.bands} bands in segments of {self.segment_px} px and {other.bands} in those of "
-                f"{other.segment_px} px cannot be added"
+                f"{self.bands} bands in segments of {self.segment_px} px and {other.bands} in "
+                f"segments of {other.segment_px} px cannot be added"
             )
         self.power += other.power
         self.segments += other.segments

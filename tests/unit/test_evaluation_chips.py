@@ -9,7 +9,7 @@ import pytest
 
 from bigmap.chips import ChipSet
 from bigmap.errors import SamplesError
-from bigmap.evaluation import Candidate, build_baseline
+from bigmap.evaluation import Contender, build_baseline
 from bigmap.evaluation.chip_scores import ChipSettings, score_chips
 from bigmap.models import ClassEntry, build_model
 from tests.unit.evaluation_chips import DAYS, make_fields, make_template, to_dn, write_set
@@ -22,9 +22,9 @@ RIGHT_SCORES = {
 
 
 def score(chips: ChipSet, *models: Any, **settings: Any):
-    candidates = [Candidate(str(index), model) for index, model in enumerate(models)]
+    contenders = [Contender(str(index), model) for index, model in enumerate(models)]
     every = np.arange(len(chips))
-    return score_chips(candidates, chips, every, settings=ChipSettings(**settings))
+    return score_chips(contenders, chips, every, settings=ChipSettings(**settings))
 
 
 def make_set(tmp_path, template, count: int = 5, **changes: Any) -> ChipSet:

@@ -23,7 +23,7 @@ WEIGHTS_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Contender:
     """A model with its name in tables."""
 
     label: str
@@ -35,7 +35,7 @@ class Candidate:
         return self.model.spec
 
 
-def build_candidate(recipe: Recipe, weights: str | None = None) -> Candidate:
+def build_contender(recipe: Recipe, weights: str | None = None) -> Contender:
     """Build the model that a recipe is about.
 
     Parameters
@@ -50,10 +50,10 @@ def build_candidate(recipe: Recipe, weights: str | None = None) -> Candidate:
         If the model cannot be built, or the weights are not its own.
     """
     choice = model_choice(use_trained_weights(recipe).model)
-    return Candidate(recipe.model.name, replace(choice, weights=weights or choice.weights).build())
+    return Contender(recipe.model.name, replace(choice, weights=weights or choice.weights).build())
 
 
-def build_baseline(text: str, like: ModelSpec, template: ChipTemplate) -> Candidate:
+def build_baseline(text: str, like: ModelSpec, template: ChipTemplate) -> Contender:
     """Build a baseline.
 
     Parameters
@@ -78,7 +78,7 @@ def build_baseline(text: str, like: ModelSpec, template: ChipTemplate) -> Candid
     if name.endswith(WEIGHTS_SUFFIX):
         weights, name = name, read_card(name).name
     if weights is not None:
-        return Candidate(text, build_model(name, options, weights=str(weights)))
+        return Contender(text, build_model(name, options, weights=str(weights)))
     settings = inspect.signature(find_kind(name).__init__).parameters
     more: dict[str, Any] = {}
     if "upscale" in settings:
@@ -89,7 +89,7 @@ def build_baseline(text: str, like: ModelSpec, template: ChipTemplate) -> Candid
         is_image = "legend" not in settings and template.target_bands
         more["bands"] = template.target_bands if is_image else like.bands
     try:
-        return Candidate(text, build_model(name, options, **more))
+        return Contender(text, build_model(name, options, **more))
     except ModelError as error:
         raise ModelError(f"--baseline {text}: {error}") from None
 
