@@ -21,7 +21,6 @@ from bigmap.simulate.scenes import (
     write_scenes,
     write_task,
 )
-from bigmap.simulate.server import serve_folder
 from bigmap.simulate.truth import LAYERS, render_truth
 from bigmap.simulate.truth_files import write_true_image, write_truth, write_truth_polygons
 from bigmap.simulate.world import World, write_world
@@ -43,7 +42,6 @@ __all__ = [
     "render_reflectance",
     "render_second_sensor",
     "render_truth",
-    "serve_folder",
     "split_tasks",
     "start_pool",
     "trim_cache",

@@ -27,7 +27,6 @@ from bigmap.simulate import (
     render_reflectance,
     render_second_sensor,
     render_truth,
-    serve_folder,
     trim_cache,
     write_geoparquet,
     write_scenes,
@@ -42,6 +41,7 @@ from bigmap.simulate.flavours import SceneFile
 from bigmap.simulate.rendering import resize_numbers
 from bigmap.simulate.truth_files import place_window
 from tests.integration.small_world import write_recipe
+from tests.unit.range_server import serve_folder
 
 CRS = "EPSG:25831"
 BOUNDS = (452_000.0, 4_630_500.0, 452_500.0, 4_631_000.0)

@@ -14,9 +14,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from bigmap.errors import OutputError
-
-_PROGRAM = "import sys; from bigmap.simulate.server import serve_forever as s; s(sys.argv[1])"
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)$")
 
 
@@ -73,12 +70,12 @@ def serve_folder(folder: Path) -> Iterator[str]:
     str
         Address of the folder, without a slash at its end.
     """
-    command = [sys.executable, "-c", _PROGRAM, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+    command = [sys.executable, __file__, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             port = process.stdout.readline().strip() if process.stdout else ""
             if not port:
-                raise OutputError(f"{folder}: the local server of scenes did not start")
+                raise RuntimeError(f"{folder}: the local server of scenes did not start")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
@@ -91,3 +88,7 @@ def serve_forever(folder: str) -> None:
         sys.stdout.write(f"{server.server_address[1]}\n")
         sys.stdout.flush()
         server.serve_forever()
+
+
+if __name__ == "__main__":
+    serve_forever(sys.argv[1])
