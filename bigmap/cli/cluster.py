@@ -10,17 +10,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bigmap.cli.ending import USER_ERROR, say
+from bigmap.cli.options import JsonOption
 from bigmap.clusters.checks import ClusterReport, check_cluster
 from bigmap.config import list_clusters, load_cluster
 from bigmap.errors import RecipeError
 
-USER_ERROR = 2
-
 app = typer.Typer(
     help="List the clusters that --cluster can name, and try one.", no_args_is_help=True
 )
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 @app.command("list", epilog="Example: bigmap cluster list")
@@ -77,9 +75,7 @@ def check_command(
     else:
         show_report(Console(highlight=False), report)
     for problem in report.problems:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"bigmap: {' '.join(problem.split())}", markup=False
-        )
+        say(problem)
     raise typer.Exit(USER_ERROR if report.problems else 0)
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from typer.core import TyperGroup
 
 from bigmap import api
 from bigmap.chips import SPLITS, Split
@@ -32,57 +33,21 @@ from bigmap.evaluation.reports import (
     write_reports,
 )
 
-EPILOG = "Example: bigmap evaluate recipes/catalonia.yaml --baseline ndvi --out scores"
-
-WeightsOption = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Weights in place of the recipe's own.")
-]
-SplitOption = Annotated[
+InsideOption = Annotated[
     str | None,
     typer.Option(
-        help="train, validation or test: chips of it, by default test; of a map only what lies "
-        "inside, by default all."
+        "--split",
+        help="train, validation or test: of the map only what lies inside; by default all.",
     ),
-]
-BaselineOption = Annotated[
-    list[str],
-    typer.Option(
-        "--baseline",
-        metavar="NAME[:OPTION=VALUE,...]",
-        help="A model, or a weights file, to stand beside; as often as you like.",
-    ),
-]
-DatesOption = Annotated[
-    int | None, typer.Option(min=1, help="At most so many dates of a chip, the clearest.")
 ]
 InstancesOption = Annotated[
     bool, typer.Option("--instances", help="Score connected areas too, such as buildings.")
 ]
-RegisterOption = Annotated[
-    bool, typer.Option("--register", help="Score images after the best small shift too.")
-]
 MapOption = Annotated[
-    str | None,
-    typer.Option("--map", metavar="MAP", help="Score this map, against the recipe's labels."),
+    str, typer.Option("--map", metavar="MAP", help="The map to score.", show_default=False)
 ]
 AreaOption = Annotated[
-    Path | None, typer.Option("--area", metavar="FILE", help="Of a map only what lies inside.")
-]
-ReferenceOption = Annotated[
-    Path | None,
-    typer.Option(metavar="POINTS", help="Score the map by this reference sample instead."),
-]
-LayerOption = Annotated[
-    str | None, typer.Option(help="Of the file of points, where it has several layers.")
-]
-AttributeOption = Annotated[str, typer.Option(help="Of the points: names their class.")]
-StratumOption = Annotated[
-    str | None,
-    typer.Option(help="Of the points: names their stratum; by default the class of the map."),
-]
-StratumAreasOption = Annotated[
-    Path | None,
-    typer.Option(metavar="CSV", help="stratum,area_ha of strata that are not the map's classes."),
+    str | None, typer.Option("--area", metavar="FILE", help="Of the map only what lies inside.")
 ]
 OutOption = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Where scores and pictures go.")
@@ -91,75 +56,150 @@ OutOption = Annotated[
 Advance = Callable[[int, int], None]
 
 
-def evaluate_command(
+class EvaluateGroup(TyperGroup):
+    """Its commands; where none is named, the one that the options are of."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the name of a command before arguments that begin otherwise."""
+        if not args or args[0] not in {"--help", *self.commands}:
+            given = {arg.partition("=")[0] for arg in args}
+            name = next((name for name in ("reference", "map") if f"--{name}" in given), "model")
+            args = [name, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=EvaluateGroup,
+    help="Score a model on its samples, beside baselines; or a finished map.",
+    epilog="Example: bigmap evaluate model recipes/catalonia.yaml --baseline ndvi --out scores",
+)
+
+
+@app.command(
+    "model",
+    epilog="Example: bigmap evaluate model recipes/catalonia.yaml --baseline ndvi --out scores",
+)
+def model_command(
     recipe: RecipeArgument,
     settings: SetOption = [],  # noqa: B006 - typer reads the default
     source: SourceOption = None,
-    cluster: ClusterOption = None,
-    weights: WeightsOption = None,
-    split: SplitOption = None,
-    baselines: BaselineOption = [],  # noqa: B006 - typer reads the default
-    dates: DatesOption = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weights in place of the recipe's own.")
+    ] = None,
+    split: Annotated[str, typer.Option(help=f"{', '.join(SPLITS)}: its chips.")] = "test",
+    baselines: Annotated[
+        list[str],
+        typer.Option(
+            "--baseline",
+            metavar="NAME[:OPTION=VALUE,...]",
+            help="A model, or a weights file, to stand beside; as often as you like.",
+        ),
+    ] = [],  # noqa: B006 - typer reads the default
+    dates: Annotated[
+        int | None, typer.Option(min=1, help="At most so many dates of a chip, the clearest.")
+    ] = None,
     instances: InstancesOption = False,
-    register: RegisterOption = False,
-    map_path: MapOption = None,
-    area: AreaOption = None,
-    reference: ReferenceOption = None,
-    layer: LayerOption = None,
-    attribute: AttributeOption = "class",
-    stratum: StratumOption = None,
-    stratum_areas: StratumAreasOption = None,
+    register: Annotated[
+        bool, typer.Option("--register", help="Score images after the best small shift too.")
+    ] = False,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a model on a split of its samples, beside baselines; or a finished map.
-
-    A map is scored against the recipe's labels, pixel by pixel, or by a reference sample of points,
-    from which accuracy and areas are estimated with their confidence intervals.
-    """
-    of_chips = {"--weights": weights, "--baseline": baselines, "--dates": dates,
-                "--register": register}  # fmt: skip
-    of_maps = {"--area": area, "--reference": reference, "--cluster": cluster}
-    of_points = {"--layer": layer, "--stratum": stratum, "--stratum-areas": stratum_areas}
-    _refuse_options(
-        {
-            "scores chips, not a map": of_chips if map_path else {},
-            "needs --map": {} if map_path else of_maps,
-            "needs --reference": {} if reference else of_points,
-            "is not for a reference sample": {"--instances": instances} if reference else {},
-            "needs --stratum": {"--stratum-areas": stratum_areas} if stratum is None else {},
-        }
-    )
-    loaded = read_recipe(recipe, settings, None, source, cluster=cluster)
-    chosen = parse_split(split) if split else None
-    area_file = str(area) if area else None
-    with show_progress("blocks" if map_path else "chips") as advance:
-        if map_path is None:
-            evaluation = api.evaluate_model(
-                loaded, split=chosen or "test", weights=weights, baselines=baselines,
-                max_dates=dates, instances=instances, register=register, advance=advance,
-            )  # fmt: skip
-        elif reference is None:
-            evaluation = api.evaluate_map(
-                loaded, map_path.rstrip("/"), area_file=area_file, split=chosen,
-                instances=instances, advance=advance,
-            )  # fmt: skip
-        else:
-            areas = str(stratum_areas) if stratum_areas else None
-            sample = ReferenceSample(str(reference), attribute, stratum, areas, layer)
-            evaluation = api.estimate_areas(
-                loaded, map_path.rstrip("/"), sample, area_file=area_file, split=chosen,
-                advance=advance,
-            )  # fmt: skip
+    """Score a model on a split of its samples, beside baselines; evaluate alone means this too."""
+    loaded = read_recipe(recipe, settings, None, source)
+    chosen = parse_split(split)
+    with show_progress("chips") as advance:
+        evaluation = api.evaluate_model(
+            loaded,
+            split=chosen,
+            weights=weights,
+            baselines=baselines,
+            max_dates=dates,
+            instances=instances,
+            register=register,
+            advance=advance,
+        )
     finish(evaluation, out, as_json=as_json)
 
 
-def _refuse_options(rules: Mapping[str, Mapping[str, object]]) -> None:
-    """Refuse options that were given and that a rule forbids, instead of ignoring them."""
-    for reason, options in rules.items():
-        for name, value in options.items():
-            if value:
-                raise RecipeError(f"{name}: {reason}; leave it out, or see bigmap evaluate --help")
+@app.command(
+    "map",
+    epilog="Example: bigmap evaluate map recipes/catalonia.yaml --map maps/catalonia.zarr",
+)
+def map_command(
+    recipe: RecipeArgument,
+    map_path: MapOption,
+    settings: SetOption = [],  # noqa: B006 - typer reads the default
+    source: SourceOption = None,
+    cluster: ClusterOption = None,
+    area: AreaOption = None,
+    split: InsideOption = None,
+    instances: InstancesOption = False,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a map against the recipe's labels, pixel by pixel."""
+    loaded = read_recipe(recipe, settings, None, source, cluster=cluster)
+    chosen = parse_split(split) if split is not None else None
+    with show_progress("blocks") as advance:
+        evaluation = api.evaluate_map(
+            loaded,
+            map_path.rstrip("/"),
+            area_file=area,
+            split=chosen,
+            instances=instances,
+            advance=advance,
+        )
+    finish(evaluation, out, as_json=as_json)
+
+
+@app.command(
+    "reference",
+    epilog="Example: bigmap evaluate reference recipes/catalonia.yaml --map maps/catalonia.zarr "
+    "--reference points.gpkg",
+)
+def reference_command(
+    recipe: RecipeArgument,
+    map_path: MapOption,
+    reference: Annotated[
+        str, typer.Option(metavar="POINTS", help="The reference sample.", show_default=False)
+    ],
+    layer: Annotated[
+        str | None, typer.Option(help="Of the file of points, where it has several layers.")
+    ] = None,
+    attribute: Annotated[str, typer.Option(help="Of the points: names their class.")] = "class",
+    stratum: Annotated[
+        str | None,
+        typer.Option(help="Of the points: names their stratum; by default the class of the map."),
+    ] = None,
+    stratum_areas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CSV", help="stratum,area_ha of strata that are not the map's classes."
+        ),
+    ] = None,
+    settings: SetOption = [],  # noqa: B006 - typer reads the default
+    source: SourceOption = None,
+    cluster: ClusterOption = None,
+    area: AreaOption = None,
+    split: InsideOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate a map's accuracy and areas from a reference sample of points.
+
+    Each with its confidence interval.
+    """
+    if stratum_areas is not None and stratum is None:
+        raise RecipeError("--stratum-areas: needs --stratum; leave it out, or name the attribute")
+    loaded = read_recipe(recipe, settings, None, source, cluster=cluster)
+    chosen = parse_split(split) if split is not None else None
+    sample = ReferenceSample(reference, attribute, stratum, stratum_areas, layer)
+    with show_progress("blocks") as advance:
+        evaluation = api.estimate_areas(
+            loaded, map_path.rstrip("/"), sample, area_file=area, split=chosen, advance=advance
+        )
+    finish(evaluation, out, as_json=as_json)
 
 
 @contextmanager

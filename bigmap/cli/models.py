@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bigmap.cli.options import JsonOption
 from bigmap.config import parse_yaml
 from bigmap.errors import ModelError
 from bigmap.models import OptionValue, Training, build_model, find_model, list_models, read_card
@@ -22,7 +23,6 @@ app = typer.Typer(
     epilog="Example: bigmap models show spinet",
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="OPTION=VALUE", help="An option of the model.")
 ]

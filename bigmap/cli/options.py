@@ -28,6 +28,8 @@ ClusterOption = Annotated[
         "--cluster", metavar="FILE", help="Cluster file, or its name: slurm-cpu, local-cuda."
     ),
 ]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with what was begun.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Start anew.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 

@@ -16,7 +16,9 @@ from bigmap.cli.options import (
     BboxOption,
     ClusterOption,
     JsonOption,
+    OverwriteOption,
     RecipeArgument,
+    ResumeOption,
     SetOption,
     SourceOption,
     read_recipe,
@@ -29,13 +31,6 @@ from bigmap.samples.drawing import PICTURE_FILE
 from bigmap.samples.joining import COUNTS_FILE
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("extract", epilog="Example: bigmap extract recipes/spinet.yaml --source simulated")(
-        extract_command
-    )
-
-
 def extract_command(
     recipe: RecipeArgument,
     settings: SetOption = [],  # noqa: B006 - typer reads the default
@@ -43,8 +38,8 @@ def extract_command(
     source: SourceOption = None,
     cluster: ClusterOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Cut so many blocks only.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an extraction.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Cut training chips with their labels, as the recipe's samples section says.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from bigmap import api
+from bigmap.cli.options import JsonOption, OverwriteOption, RecipeArgument, ResumeOption, SetOption
 from bigmap.config import load_recipe
 from bigmap.errors import TrainingError
 from bigmap.progress import format_duration
@@ -23,11 +23,8 @@ SIMULATED = (
 
 
 def train_command(
-    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)],
-    settings: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the recipe."),
-    ] = [],  # noqa: B006 - typer reads the default
+    recipe: RecipeArgument,
+    settings: SetOption = [],  # noqa: B006 - typer reads the default
     processes: Annotated[
         int | None,
         typer.Option(min=1, help="Processes on this machine; by default one for each GPU."),
@@ -38,9 +35,9 @@ def train_command(
             "--cluster", metavar="FILE", help="One process on each worker of this cluster instead."
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train the recipe's model on its samples. Exit code 75: stopped, go on with --resume.
 

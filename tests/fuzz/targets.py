@@ -23,6 +23,8 @@ from bigmap.api import open_map, plan
 from bigmap.area import list_utm_zones, read_area
 from bigmap.catalog import Catalogue, find_items, load_items, save_items
 from bigmap.chips import ChipSet
+from bigmap.cli.ending import USER_ERROR
+from bigmap.cli.status import show_status, status_dict
 from bigmap.config import (
     FilesSource,
     RasterLabels,
@@ -52,7 +54,7 @@ from tests.fuzz.mutating import Files
 Check = Callable[[Path], object]
 """Reads the files of a folder in one way."""
 RED = {"bands": ("red", "nir"), "geometry_lonlat": WORLD}
-GOOD_CODES = (0, cli.USER_ERROR)
+GOOD_CODES = (0, USER_ERROR)
 LABELS = {"attribute": "kind", "classes": {"wheat": 1, "maize": 2}, "overlaps": "last"}
 
 
@@ -196,8 +198,8 @@ def plan_map(case: Path) -> None:
 def show_run(case: Path) -> None:
     """Show how far a run is, to scripts and to people."""
     status = read_status(str(case / "map.run"))
-    json.dumps(cli.status_dict(status))
-    cli.show_status(Console(file=io.StringIO()), status)
+    json.dumps(status_dict(status))
+    show_status(Console(file=io.StringIO()), status)
 
 
 def resume_run(case: Path) -> None:

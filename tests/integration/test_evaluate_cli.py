@@ -43,8 +43,8 @@ def test_a_model_and_baselines_stand_in_one_table(recipe: Path, tmp_path: Path, 
     out = tmp_path / "scores"
     baseline = "ndvi:threshold=-0.9"
     code, text, _ = call(
-        capsys, "evaluate", str(recipe), "--baseline", baseline, "--out", str(out), "--json",
-        "--dates", "2", "--instances",
+        capsys, "evaluate", "model", str(recipe), "--baseline", baseline, "--out", str(out),
+        "--json", "--dates", "2", "--instances",
     )  # fmt: skip
     assert code == 0
     printed = json.loads(text)
@@ -165,7 +165,7 @@ def test_a_map_is_scored_on_the_recipe_s_cluster(mapped, tmp_path, capsys) -> No
     recipe, path, classes, truth = mapped
     out = tmp_path / "scores"
     code, text, error = call(
-        capsys, "evaluate", str(recipe), "--map", path + "/", "--out", str(out), "--json",
+        capsys, "evaluate", "map", str(recipe), "--map", path + "/", "--out", str(out), "--json",
         "--instances",
     )  # fmt: skip
     assert code == 0, error
@@ -188,8 +188,8 @@ def test_a_reference_sample_on_the_recipe_s_cluster(mapped, tmp_path, capsys) ->
     file = tmp_path / "points.fgb"
     gpd.GeoDataFrame({"land": names}, geometry=points).to_crs(4326).to_file(file)
     code, text, error = call(
-        capsys, "evaluate", str(recipe), "--map", path, "--reference", str(file), "--attribute",
-        "land", "--out", str(tmp_path / "out"), "--json",
+        capsys, "evaluate", "reference", str(recipe), "--map", path, "--reference", str(file),
+        "--attribute", "land", "--out", str(tmp_path / "out"), "--json",
     )  # fmt: skip
     assert code == 0, error
     sample = json.loads(text)["models"][0]["sample"]
@@ -204,12 +204,16 @@ def test_a_reference_sample_on_the_recipe_s_cluster(mapped, tmp_path, capsys) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--area", "x.gpkg"], "--area: needs --map"),
-        (["--cluster", "local"], "--cluster: needs --map"),
-        (["--reference", "x.gpkg"], "--reference: needs --map"),
-        (["--map", "MAP", "--baseline", "ndvi"], "--baseline: scores chips, not a map"),
-        (["--map", "MAP", "--stratum", "x"], "--stratum: needs --reference"),
-        (["--map", "MAP", "--reference", "x.gpkg", "--instances"], "--instances: is not for a ref"),
+        (["--area", "x.gpkg"], "No such option: --area"),
+        (["--cluster", "local"], "No such option: --cluster"),
+        (["--reference", "x.gpkg"], "Missing option '--map'"),
+        (["--map", "MAP", "--baseline", "ndvi"], "No such option: --baseline"),
+        (["--map", "MAP", "--stratum", "x"], "No such option: --stratum"),
+        (["--map", "MAP", "--reference", "x.gpkg", "--instances"], "No such option: --instances"),
+        (
+            ["--map", "MAP", "--reference", "x.gpkg", "--stratum-areas", "x.csv"],
+            "--stratum-areas: needs --stratum",
+        ),
         (["--map", "MAP", "--reference", "x.gpkg"], "--reference x.gpkg: no such file"),
         (["--map", "nothing.zarr"], "nothing.zarr: there is no map here"),
         (["--map", "MAP", "--set", "samples.labels.file=x.gpkg"], "samples.labels.file: "),
@@ -223,3 +227,32 @@ def test_options_that_do_not_go_together(mapped, capsys, arguments, message) -> 
     assert code == 2
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["recipe.yaml"], "model"),
+        (["--dates", "2", "recipe.yaml"], "model"),
+        (["recipe.yaml", "--map", "m.zarr"], "map"),
+        (["recipe.yaml", "--map=m.zarr"], "map"),
+        (["--map", "m.zarr", "recipe.yaml", "--reference=p.gpkg"], "reference"),
+    ],
+)
+def test_evaluate_without_a_command_is_the_one_its_options_are_of(capsys, arguments, named) -> None:
+    said = call(capsys, "evaluate", *arguments)
+    assert said == call(capsys, "evaluate", named, *arguments)
+    assert said == (2, "", "bigmap: recipe.yaml: no such file\n")
+
+
+def test_each_way_to_evaluate_shows_an_example(capsys) -> None:
+    for name in ("model", "map", "reference"):
+        code, text, _ = call(capsys, "evaluate", name, "--help")
+        assert code == 0
+        assert f"Example: bigmap evaluate {name} recipes/catalonia.yaml" in " ".join(text.split())
+    code, text, _ = call(capsys, "evaluate", "--help")
+    assert code == 0
+    assert [text.find(f"\n  {name} ") > 0 for name in ("model", "map", "reference")] == [True] * 3
+    code, _, error = call(capsys, "evaluate")
+    assert code == 2
+    assert "Missing argument 'recipe'" in error

@@ -8,6 +8,7 @@ import xarray as xr
 
 import bigmap
 from bigmap import cli
+from bigmap.cli.run import describe_weights
 from bigmap.models import Training, build_model, save_weights
 from bigmap.models.card import checksum_file
 from bigmap.planning import use_trained_weights
@@ -94,7 +95,7 @@ def test_rules_and_named_weights_are_as_they_were(folder):
 @pytest.mark.parametrize("ended", [True, False])
 def test_weights_of_a_training_that_has_not_ended_are_told(folder, ended):
     pretend_training(ended=ended)
-    said = cli.describe_weights(bigmap.load_recipe("recipe.yaml"))
+    said = describe_weights(bigmap.load_recipe("recipe.yaml"))
     assert ("that training has not ended" in said) is not ended
 
 
