@@ -25,6 +25,7 @@ from bigmap.errors import SamplesError
 from bigmap.files import locate
 from bigmap.store import (
     COMPRESSOR,
+    DAMAGE,
     METADATA,
     MOST_BYTES,
     check_size,
@@ -335,7 +336,7 @@ class ChipSet:
         """
         try:
             values = {name: np.asarray(array[index]) for name, array in self._arrays.items()}
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, *DAMAGE) as error:
             self.check_unchanged()
             raise SamplesError(f"{self.path}: chip {index} cannot be read ({error})") from error
         # Chips that are gone read as nodata.

@@ -41,9 +41,8 @@ from bigmap.grid import ROI, Lattice
 COMPRESSOR = ZstdCodec(level=3, checksum=True)
 """Of all arrays: a bit that flips is an error, not another value."""
 CATEGORICAL = "class"
-COUNTED = "observations"
 METADATA = "zarr.json"
-DAMAGE = (ValueError, RuntimeError)
+DAMAGE = (ValueError, TypeError, RuntimeError)
 """What Zarr and its codecs raise where a shard is not what was written."""
 MOST_BYTES = 2**31
 """Of what is read at once; no codec writes more as one chunk."""

@@ -100,7 +100,8 @@ class PatientStacIO(StacApiIO):
     def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:
         """Read what an answer refers to over HTTP, and never a file of this machine."""
         href = str(source.href if isinstance(source, pystac.Link) else source)
-        if not href.startswith(("http://", "https://")):
+        place = urlsplit(href)
+        if place.scheme not in ("http", "https") or not place.hostname:
             raise ValueError(f"it refers to {href}")
         return super().read_text(source, *args, **kwargs)
 

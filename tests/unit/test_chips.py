@@ -116,6 +116,15 @@ def test_an_array_that_cannot_have_been_written_is_refused(damage, name, changes
     assert f"its array {name} is not" in sentence
 
 
+def test_codecs_in_another_order_are_damage(damage):
+    def swap(content):
+        metadata = json.loads(content)
+        metadata["codecs"][0]["configuration"]["index_codecs"].reverse()
+        return json.dumps(metadata).encode()
+
+    assert "cannot be read (Invalid codec order" in damage("images/zarr.json", swap)
+
+
 def test_the_places_of_chips_have_checksums(damage):
     def flip(content):
         at = len(content) // 2
