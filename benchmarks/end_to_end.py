@@ -45,7 +45,7 @@ from bigmap.config import parse_recipe, read_yaml
 from bigmap.grid import ROI
 from bigmap.items import ItemRow
 from bigmap.ledger import BlockRecord
-from bigmap.runner import run_plan
+from bigmap.running import run_plan
 from bigmap.simulate import SceneRequest, write_scenes
 from bigmap.simulate.requests import VERSION
 
@@ -326,14 +326,14 @@ def measure_driver(case: Case, blocks: int) -> float:
         }
     )
     plan = api.plan(recipe)
-    rows, cols = plan.extent
+    rows, cols = plan.only.extent
     side = 16
     lattice = replace(
-        plan.lattice, core_px=side, cell_px=side, block_px=side, shard_px=side * UPSCALE,
+        plan.only.lattice, core_px=side, cell_px=side, block_px=side, shard_px=side * UPSCALE,
         chunk_px=side * UPSCALE,
     )  # fmt: skip
     tiles = tuple(itertools.islice(grid.tiles_of((rows, cols), side), blocks))
-    plan = replace(plan, lattice=lattice, blocks=tiles)
+    plan = replace(plan, parts=(replace(plan.only, lattice=lattice, blocks=tiles),))
     with open_client(recipe) as client:
         summary = run_plan(plan, client, task=record_nothing)
     return summary.elapsed_s / len(tiles) * 1e3

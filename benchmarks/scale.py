@@ -25,8 +25,10 @@ from bigmap.config import LocalCluster, parse_recipe
 from bigmap.grid import ROI
 from bigmap.items import ItemRow
 from bigmap.ledger import BlockRecord
-from bigmap.planning import Plan
-from bigmap.runner import SilentReporter, run_plan
+from bigmap.places import Attempt
+from bigmap.plans import Part, Plan
+from bigmap.reporting import SilentReporter
+from bigmap.running import run_plan
 from tests.integration.tiny_scenes import write_tiny_scenes
 
 SIZES = (1_000, 10_000, 100_000)
@@ -60,9 +62,9 @@ class Marks(SilentReporter):
         self.finished = 0
         self.marks: list[dict[str, float]] = []
 
-    def start(self, plan: Plan, todo: int, recorded: Any) -> None:
+    def start(self, part: Part, todo: int, recorded: Any) -> None:
         """Note when the driver is about to send blocks."""
-        del plan, recorded
+        del part, recorded
         self.mark(todo=todo)
 
     def add(self, record: BlockRecord) -> None:
@@ -110,7 +112,7 @@ def drive(folder: str, blocks: int, kill_at: int, *, resume: bool) -> None:
     marks = Marks(Path(folder) / "marks.json", kill_at)
     with open_cluster(LocalCluster(workers=1, blocks_per_worker=SLOTS, memory_gb=4)) as client:
         summary = run_plan(
-            plan, client, limit=blocks, resume=resume, reporter=marks, task=do_nothing
+            plan, client, Attempt(limit=blocks, resume=resume), reporter=marks, task=do_nothing
         )
     marks.save()
     assert not summary.missing_shards

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -13,9 +14,10 @@ import xarray as xr
 from bigmap import simulate
 from bigmap.chips import Split
 from bigmap.clusters import Cluster
-from bigmap.clusters.mapping import map_on
+from bigmap.clusters.driving import map_on
 from bigmap.config import Recipe, load_recipe, parse_recipe
-from bigmap.cube import open_cube_of
+from bigmap.cube.lazy import open_cube_of
+from bigmap.cube.reader import CubeReader
 from bigmap.errors import OutputError, RecipeError
 from bigmap.evaluation import (
     BlockMapper,
@@ -29,21 +31,19 @@ from bigmap.evaluation import (
 )
 from bigmap.grid import intersect, is_empty, shape_of
 from bigmap.inference import predict
-from bigmap.planning import Plan, make_plan, use_trained_weights
+from bigmap.models.choosing import use_trained_weights
+from bigmap.places import Attempt, check_place
+from bigmap.planning import make_plan
+from bigmap.plans import Plan
 from bigmap.progress import StageProgress
-from bigmap.runner import Reporter, RunSummary, SilentReporter, run_plan
-from bigmap.runs import RunFolder, check_output
-from bigmap.samples import (
-    ExtractSummary,
-    check_place,
-    extract_chips,
-    plan_samples,
-    recipe_of_samples,
-)
-from bigmap.staging import JOBS, StageSummary, read_staged, stage_plan, use_staged
+from bigmap.purpose import Purpose
+from bigmap.reporting import Reporter, RunSummary, SilentReporter
+from bigmap.run_folder import RunFolder
+from bigmap.running import run_plan
+from bigmap.samples import ExtractSummary, extract_chips, plan_samples, purpose_of_samples
+from bigmap.staging import JOBS, StageSummary, stage_plan
 from bigmap.store import open_map
 from bigmap.training import TrainingReporter, TrainingSummary, train_on_cluster, train_recipe
-from bigmap.zones import ZonePlans, is_utm, plan_zones, run_zones, stage_zones
 
 __all__ = [
     "estimate_areas",
@@ -63,25 +63,22 @@ __all__ = [
 
 SMALLEST_CUBE_PX = 1
 
-P = TypeVar("P", Plan, ZonePlans)
 
-
-def plan(recipe: Recipe) -> Plan | ZonePlans:
+def plan(recipe: Recipe) -> Plan:
     """Plan a map without mapping anything; nothing is written.
 
     Returns
     -------
-    Plan or ZonePlans
-        With ``grid.crs: utm`` the plans of all zones, else one. Its ``scenes`` say what of a
-        simulated source must be rendered before it can be run: see :func:`prepare_source`.
+    Plan
+        Its ``parts`` are one, or with ``grid.crs: utm`` one for each zone; its ``scenes`` say what
+        of a simulated source must be rendered before it can be run: see :func:`prepare_source`.
 
     Raises
     ------
     BigmapError
         If the recipe cannot work; the message names the field.
     """
-    recipe = use_trained_weights(recipe)
-    return plan_zones(recipe) if is_utm(recipe) else make_plan(recipe)
+    return make_plan(use_trained_weights(recipe))
 
 
 def prepare_source(recipe: Recipe) -> None:
@@ -98,13 +95,13 @@ def prepare_source(recipe: Recipe) -> None:
     _render(plan(recipe), simulate.render_here)
 
 
-def _plan_rendered(make: Callable[[], P], render: simulate.Renderer) -> P:
+def _plan_rendered(make: Callable[[], Plan], render: simulate.Renderer) -> Plan:
     """Plan, render what the plan lacks, and plan again with what was rendered."""
     prepared = make()
     return make() if _render(prepared, render) else prepared
 
 
-def _render(prepared: Plan | ZonePlans, render: simulate.Renderer) -> bool:
+def _render(prepared: Plan, render: simulate.Renderer) -> bool:
     """Turn a simulated source into files; tell whether any were missing."""
     stock = prepared.scenes
     if stock is None:
@@ -163,50 +160,27 @@ def run(
         If the recipe cannot work, or the output is taken.
     """
     recipe = use_trained_weights(recipe)
-    resuming = check_output(recipe, resume=resume or redo is not None, overwrite=overwrite)
+    attempt = Attempt(resume or redo is not None, overwrite, limit, redo, reuse)
+    resuming = check_place(recipe, Purpose.of_map(recipe), attempt)
     if redo is not None and not resuming:
         raise OutputError(f"--redo: there is no run at {recipe.output.path} to do blocks of again")
-    if is_utm(recipe):
-        with Cluster(recipe, note=(reporter or SilentReporter()).note) as cluster:
-            make = partial(
-                plan_zones,
-                recipe,
-                resume=resuming,
-                staged=Path(staged) if staged is not None else None,
-                needs_weights=not allow_random_weights,
-            )
-            return run_zones(
-                _plan_rendered(make, cluster.render),
-                partial(run_plan, client=cluster.client),
-                resume=resuming,
-                limit=limit,
-                reporter=reporter or SilentReporter(),
-                redo=redo,
-                reuse=reuse,
-                overwrite=overwrite,
-            )
-    items = RunFolder(recipe.output.path).read_items() if resuming else None
-    if staged is not None and not resuming:
-        items = read_staged(Path(staged))
     reporter = reporter or SilentReporter()
 
-    def make_own() -> Plan:
-        prepared = make_plan(recipe, catalogue=items, needs_weights=not allow_random_weights)
+    def make() -> Plan:
+        prepared = make_plan(
+            recipe,
+            resume=resuming,
+            staged=Path(staged) if staged is not None else None,
+            needs_weights=not allow_random_weights,
+        )
         if resuming:
-            RunFolder(recipe.output.path).check_plan(prepared)
-        return use_staged(prepared, Path(staged)) if staged is not None else prepared
+            RunFolder(prepared.output).check_plan(prepared)
+        return prepared
 
     with Cluster(recipe, note=reporter.note) as cluster:
-        return run_plan(
-            _plan_rendered(make_own, cluster.render),
-            cluster.client,
-            resume=resuming,
-            limit=limit,
-            reporter=reporter,
-            redo=redo,
-            reuse=reuse,
-            overwrite=overwrite,
-        )
+        prepared = _plan_rendered(make, cluster.render)
+        attempt = replace(attempt, resume=resuming)
+        return run_plan(prepared, cluster.client, attempt, reporter=reporter)
 
 
 def stage(
@@ -238,9 +212,6 @@ def stage(
     BigmapError
         If the recipe cannot work, or the folder cannot hold the scenes.
     """
-    if is_utm(recipe):
-        zones = _plan_rendered(partial(plan_zones, recipe), simulate.render_here)
-        return stage_zones(zones, Path(folder), whole=whole, jobs=jobs, reporter=reporter)
     prepared = _plan_rendered(partial(make_plan, recipe), simulate.render_here)
     return stage_plan(prepared, Path(folder), whole=whole, jobs=jobs, reporter=reporter)
 
@@ -274,20 +245,13 @@ def extract(
         If the recipe cannot work, labels cannot be used, or the place is taken.
     """
     reporter = reporter or SilentReporter()
-    of_samples = recipe_of_samples(recipe)
-    resuming = check_place(of_samples, resume=resume, overwrite=overwrite)
-    items = RunFolder(of_samples.output.path).read_items() if resuming else None
-    with Cluster(of_samples, note=reporter.note) as cluster:
-        make = partial(make_plan, of_samples, catalogue=items)
-        return extract_chips(
-            plan_samples(_plan_rendered(make, cluster.render)),
-            cluster.client,
-            resume=resuming,
-            limit=limit,
-            threads=cluster.sizes.threads,
-            reporter=reporter,
-            overwrite=overwrite,
-        )
+    attempt, purpose = Attempt(resume, overwrite, limit), purpose_of_samples(recipe)
+    resuming = check_place(recipe, purpose, attempt)
+    make = partial(make_plan, recipe, purpose=purpose, resume=resuming)
+    with Cluster(recipe, note=reporter.note) as cluster:
+        prepared = plan_samples(_plan_rendered(make, cluster.render))
+        attempt = replace(attempt, resume=resuming)
+        return extract_chips(prepared, cluster.client, attempt, reporter=reporter)
 
 
 def train(
@@ -364,12 +328,12 @@ def open_cube(
         raw = recipe.model_dump(mode="json")
         raw["area"]["clip_bbox"] = np.asarray(bbox).tolist()
         recipe = parse_recipe(raw, origin="open_cube")
-    prepared = _plan_rendered(partial(make_plan, recipe), simulate.render_here)
+    prepared = _plan_rendered(partial(make_plan, recipe), simulate.render_here).only
     roi = intersect(prepared.lattice.snap(prepared.area.bounds, SMALLEST_CUBE_PX), prepared.extent)
     if is_empty(roi) or 0 in shape_of(roi):
         raise RecipeError("area: holds no pixel of the grid")
-    job = prepared.job(recipe.output.path, None)
-    return open_cube_of(job.reader(prepared.catalogue.rows).near(roi), roi, chunk_px=chunk_px)
+    reader = CubeReader.of(prepared.reading, prepared.catalogue.rows).near(roi)
+    return open_cube_of(reader, roi, chunk_px=chunk_px)
 
 
 def evaluate_model(

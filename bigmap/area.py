@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import geopandas as gpd
@@ -16,16 +15,13 @@ from shapely.geometry.base import BaseGeometry
 from bigmap.errors import EmptyAreaError, RecipeError
 from bigmap.grid import Area
 from bigmap.vectors import open_vector, take_polygons
+from bigmap.zones import NEAR_DEG, NORTH_DEG, SOUTH_DEG, UtmZone, all_zones
 
 LONLAT = "EPSG:4326"
 EDGE_DEG = 0.05
 """Longest edge of an outline before it is projected: straight in degrees is curved on the map."""
 EDGE_M = 5_000
 """The same for outlines in a projected CRS."""
-UTM_SOUTH, UTM_NORTH = -80, 84
-STRIP_EDGE_DEG = 0.002
-NEAR_ZONE_DEG = 29
-"""How far from a zone's strip an area is kept whole, where all of it is too wide for the zone."""
 CHOOSE_LAYER = "set area.layer"
 CLIP_FIELD = "area.clip_bbox (--bbox)"
 FAR_DEG = 30
@@ -42,7 +38,7 @@ def read_area(
     layer: str | None = None,
     buffer_m: float = 0.0,
     clip_bbox: Sequence[float] | None = None,
-    utm_zone: str | None = None,
+    zone: UtmZone | None = None,
 ) -> Area:
     """Read an AOI into the CRS of the grid.
 
@@ -58,8 +54,8 @@ def read_area(
         How much to grow it, in metres.
     clip_bbox
         A box, in degrees, outside of which nothing is mapped.
-    utm_zone
-        A UTM zone, for example ``31n``, beyond whose strip nothing is mapped.
+    zone
+        Beyond whose strip nothing is mapped.
 
     Raises
     ------
@@ -71,19 +67,22 @@ def read_area(
         given, field = _box(bbox), "area.bbox"
     else:
         given, field = _read_polygons(file or "", layer), f"area.file: {file}"
-    outline = _project(_reduce(given, crs, utm_zone), crs, field=field)
+    outline = _project(_reduce(given, crs, zone), crs, field=field)
     if buffer_m:
         outline = outline.buffer(buffer_m)
     parts = [outline]
     if clip_bbox is not None:
-        parts.append(_project(_reduce(_box(clip_bbox), crs, utm_zone), crs, field=CLIP_FIELD))
-    if utm_zone is not None:
-        parts.append(_strip_of(utm_zone, crs, lonlat_of(outline, crs).bounds))
+        parts.append(_project(_reduce(_box(clip_bbox), crs, zone), crs, field=CLIP_FIELD))
+    if zone is not None:
+        _, south, _, north = lonlat_of(outline, crs).bounds
+        # Straight in degrees, curved on the grid.
+        strip = gpd.GeoSeries([zone.strip(south, north)], crs=LONLAT)
+        parts.append(_project(strip, crs, field=f"zone {zone.name}"))
     for part in parts:
         shapely.prepare(part)
     area = Area(tuple(parts))
     if not area.area_km2 > 0:
-        field = CLIP_FIELD if utm_zone is None else f"area.utm_zone {utm_zone}"
+        field = CLIP_FIELD if zone is None else f"zone {zone.name}"
         raise EmptyAreaError(f"{field}: does not meet the area, so there is nothing to map")
     return area
 
@@ -95,11 +94,8 @@ def list_utm_zones(
     layer: str | None = None,
     buffer_m: float = 0.0,
     clip_bbox: Sequence[float] | None = None,
-) -> list[str]:
-    """List the UTM zones in which an AOI may lie, such as ``31n``, from west to east.
-
-    A zone is a strip of six degrees, north or south of the equator; the wider strips of Norway
-    and Svalbard are of the military grid, and play no part.
+) -> list[UtmZone]:
+    """List the UTM zones in which an AOI may lie, from west to east.
 
     Parameters
     ----------
@@ -121,54 +117,30 @@ def list_utm_zones(
             raise RecipeError(f"{CLIP_FIELD}: does not meet the area, so there is nothing to map")
     _, south, _, north = outline.bounds
     lat_deg = buffer_m / 110_000
-    if not (south - lat_deg >= UTM_SOUTH and north + lat_deg <= UTM_NORTH):
+    if not (south - lat_deg >= SOUTH_DEG and north + lat_deg <= NORTH_DEG):
         raise RecipeError(
             f"{field}: reaches {south:.1f} to {north:.1f} degrees north, but UTM ends at "
-            f"{UTM_SOUTH} and {UTM_NORTH}; choose a polar CRS for grid.crs, or cut the area"
+            f"{SOUTH_DEG} and {NORTH_DEG}; choose a polar CRS for grid.crs, or cut the area"
         )
     lon_deg = lat_deg / np.cos(np.radians(min(84.9, max(abs(south), abs(north)) + lat_deg)))
     shapely.prepare(outline)
     zones = []
-    for zone in range(1, 61):
-        for half, (low, high) in (("n", (-lat_deg, UTM_NORTH)), ("s", (UTM_SOUTH, lat_deg))):
-            west = 6.0 * zone - 186 - lon_deg
-            strip = _lonlat_span(west, west + 6 + 2 * lon_deg, low, high)
-            if outline.intersection(strip).area > 0 or (buffer_m and outline.intersects(strip)):
-                zones.append(f"{zone:02d}{half}")
+    for zone in all_zones():
+        strip = _lonlat_span(*zone.reach(lon_deg, lat_deg))
+        if outline.intersection(strip).area > 0 or (buffer_m and outline.intersects(strip)):
+            zones.append(zone)
     return zones
 
 
-def utm_crs(utm_zone: str) -> str:
-    """Return the CRS of a UTM zone on WGS 84, such as ``EPSG:32631`` for ``31n``."""
-    return f"EPSG:{'326' if utm_zone.endswith('n') else '327'}{utm_zone[:2]}"
-
-
-def _strip_of(
-    utm_zone: str, crs: str, lonlat_bounds: tuple[float, float, float, float]
-) -> BaseGeometry:
-    """Return the strip of a zone on a grid: its edges are straight in degrees, curved on it."""
-    west = 6.0 * int(utm_zone[:2]) - 186
-    south, north = (0, UTM_NORTH) if utm_zone.endswith("n") else (UTM_SOUTH, 0)
-    # No longer than the area needs, as pixels along its edges are found from all its vertices.
-    south = max(south, math.floor(lonlat_bounds[1]) - 1)
-    north = min(north, math.ceil(lonlat_bounds[3]) + 1)
-    if south >= north:
-        return shapely.Polygon()
-    # Both zones at a meridian have its vertices in common, at whole steps of the latitude, and
-    # bend away from the chords between them to the two sides by less than 1 mm.
-    strip = shapely.box(west, south, west + 6, north).segmentize(STRIP_EDGE_DEG)
-    return _project(gpd.GeoSeries([strip], crs=LONLAT), crs, field=f"area.utm_zone {utm_zone}")
-
-
-def _reduce(polygons: gpd.GeoSeries, crs: str, utm_zone: str | None) -> gpd.GeoSeries:
+def _reduce(polygons: gpd.GeoSeries, crs: str, zone: UtmZone | None) -> gpd.GeoSeries:
     """Cut away what lies too far from a zone for its CRS; what suits it stays as it is."""
-    if utm_zone is None:
+    if zone is None:
         return polygons
     places = shapely.get_coordinates(polygons.to_crs(LONLAT).values)
     if np.isfinite(places).all() and _suits(crs, places).all():
         return polygons
-    west = 6.0 * int(utm_zone[:2]) - 186
-    near = _lonlat_span(west - NEAR_ZONE_DEG, west + 6 + NEAR_ZONE_DEG, UTM_SOUTH - 4, UTM_NORTH)
+    west, _, east, _ = zone.reach(NEAR_DEG, 0)
+    near = _lonlat_span(west, SOUTH_DEG - 4, east, NORTH_DEG)
     return gpd.GeoSeries([_in_degrees(polygons, "area").intersection(near)], crs=LONLAT)
 
 
@@ -183,7 +155,7 @@ def _in_degrees(polygons: gpd.GeoSeries, field: str) -> BaseGeometry:
         raise RecipeError(f"{field}: has a CRS whose place on the Earth is unknown") from None
 
 
-def _lonlat_span(west: float, east: float, south: float, north: float) -> BaseGeometry:
+def _lonlat_span(west: float, south: float, east: float, north: float) -> BaseGeometry:
     """Return a box whose sides may lie beyond 180 degrees, cut there."""
     boxes = [shapely.box(west + turn, south, east + turn, north) for turn in (-360, 0, 360)]
     return shapely.union_all(boxes).intersection(shapely.box(-180, -90, 180, 90))

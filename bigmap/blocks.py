@@ -7,21 +7,21 @@ import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bigmap import grid
-from bigmap.cube import Access, BoolArray, CubeReader, DayMasks, UInt16Array
-from bigmap.errors import LeaseError, ReadError
+from bigmap.cube.reader import BoolArray, CubeReader, DayMasks, SceneReading, UInt16Array
+from bigmap.errors import ReadError
 from bigmap.grid import ROI, Area, Lattice, area_mask
 from bigmap.inference import CellData, Engine, Timings, Windowing, optimise
 from bigmap.items import ItemRow
-from bigmap.lease import holds_lease
+from bigmap.lease import check_lease
 from bigmap.ledger import NO_SCENE, TOO_CLOUDY, UNREAD, BlockRecord, BlockState
 from bigmap.models import LayerSpec, MapModel, ModelChoice
-from bigmap.quality import DateRule, MaskRule, choose_dates
+from bigmap.quality import DateRule, choose_dates
 from bigmap.store import MapWriter
 
 
@@ -33,21 +33,18 @@ class BlockJob:
     run_folder: str
     lease_owner: str | None
     """Owner of the run's lease; a worker whose driver has lost it must not write."""
-    lattice: Lattice
+    reading: SceneReading
     extent: ROI
     area: Area
     model: ModelChoice
     layers: tuple[str, ...]
     windowing: Windowing
-    mask: MaskRule
     dates: DateRule
-    resampling: Literal["nearest", "bilinear", "cubic"] = "bilinear"
-    loader: Literal["stackstac", "odc-stac"] = "stackstac"
-    on_error: Literal["fail", "drop-date"] = "fail"
-    access: Access = Access()
-    read_threads: int = 8
-    watch_versions: bool = True
-    """Whether to note which versions of files are read."""
+
+    @property
+    def lattice(self) -> Lattice:
+        """The grid and its partition."""
+        return self.reading.lattice
 
     @property
     def engine(self) -> Engine:
@@ -64,21 +61,7 @@ class BlockJob:
         LeaseError
             If the run belongs to another driver by now.
         """
-        if self.lease_owner and not holds_lease(self.run_folder, self.lease_owner):
-            raise LeaseError(f"{self.run_folder}: the run belongs to another driver by now")
-
-    def reader(self, rows: Sequence[ItemRow]) -> CubeReader:
-        """Return a reader of some items."""
-        return CubeReader(
-            rows=tuple(rows),
-            lattice=self.lattice,
-            bands=self.engine.model.spec.bands,
-            mask=self.mask,
-            resampling=self.resampling,
-            loader=self.loader,
-            access=self.access,
-            threads=self.read_threads,
-        )
+        check_lease(self.run_folder, self.lease_owner)
 
 
 @lru_cache(maxsize=4)
@@ -119,7 +102,7 @@ def run_block(job: BlockJob, block: ROI, rows: Sequence[ItemRow]) -> BlockRecord
         If the run belongs to another driver by now.
     """
     timings = Timings()
-    reader = replace(job.reader(rows), versions={} if job.watch_versions else None)
+    reader = CubeReader.of(job.reading, rows)
     cells = _CellReads(job, reader, timings, block)
     layers = job.engine.predict(
         block,
@@ -220,7 +203,7 @@ class _CellReads:
         self.used.update(pixels)
         shape = grid.shape_of(window)
         if not pixels:
-            bands = len(reader.bands)
+            bands = len(reader.reading.bands)
             return CellData(np.zeros((0, bands, *shape), np.uint16), np.zeros((0, *shape), bool))
         days = sorted(pixels)
         return CellData(
@@ -266,7 +249,7 @@ class _CellReads:
         try:
             return reader.read_days({day: masks[day] for day in self._choose(shares)}, window)
         except ReadError:
-            if self.job.on_error == "fail":
+            if self.job.reading.on_error == "fail":
                 raise
         # As with the masks: one by one, a broken file costs its day, and the next best is read.
         pixels: dict[dt.date, tuple[UInt16Array, BoolArray]] = {}
@@ -288,7 +271,7 @@ class _CellReads:
         try:
             return reader.read_masks(days, roi)
         except ReadError:
-            if self.job.on_error == "fail":
+            if self.job.reading.on_error == "fail":
                 raise
         # One file broke the whole read; one by one, only its day is lost.
         masks: dict[dt.date, DayMasks] = {}
@@ -300,6 +283,6 @@ class _CellReads:
         return masks
 
     def _drop(self, day: dt.date, error: ReadError) -> None:
-        if self.job.on_error == "fail":
+        if self.job.reading.on_error == "fail":
             raise error
         self.dropped[day] = str(error)

@@ -102,6 +102,10 @@ class LostClusterError(RunError):
     """The cluster has gone under a run; it can be resumed on another."""
 
 
+class LostTaskError(RunError):
+    """A task lost every worker that had it."""
+
+
 class LeaseError(OutputError):
     """The output belongs to another run."""
 

@@ -11,13 +11,15 @@ from bigmap.clusters.sizes import ClusterSizes, size_cluster
 from bigmap.config import Recipe, list_clusters, load_cluster
 from bigmap.errors import BigmapError
 from bigmap.inference import optimise
+from bigmap.loads import Estimate
 from bigmap.models.base import MapModel
 from bigmap.models.devices import EMULATED_BFLOAT16, SLOW_BFLOAT16, has_bfloat16
 from bigmap.models.dry_pass import PassSize
 from bigmap.models.facts import COUNTED_DATES, KM2_PX, count_gflop_per_km2
 from bigmap.models.trial import choose_trial_px, time_pass
-from bigmap.planning import Estimate
-from bigmap.runs import RunFolder, differing_fields
+from bigmap.places import list_changes
+from bigmap.purpose import FREE_FIELDS
+from bigmap.run_folder import RunFolder
 
 CORE_GFLOPS = {"float32": 24.0, "bfloat16": 67.0}
 """Of one CPU core: measured on the attention of one model, 2 cores of an AMD EPYC."""
@@ -189,11 +191,15 @@ def find_measured(recipe: Recipe) -> Measured | None:
         if not folder.exists():
             return None
         stored, _ = folder.read_recipe()
-        records = [r for r in folder.ledger.latest().values() if r.state in ("done", "degraded")]
+        records = [
+            record
+            for name in folder.parts()
+            for record in folder.part(name).ledger.latest().values()
+            if record.state in ("done", "degraded")
+        ]
     except BigmapError:
         return None
-    changed = differing_fields(stored.model_dump(mode="json"), recipe.model_dump(mode="json"))
-    if any(name.partition(".")[0] not in UNCOUNTED for name in changed):
+    if list_changes(stored, recipe, (*FREE_FIELDS, *UNCOUNTED)):
         return None
     # Copied blocks took no time, and tell nothing.
     records = [record for record in records if record.seconds and record.mapped_km2]

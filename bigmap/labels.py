@@ -30,8 +30,8 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from bigmap import simulate
-from bigmap.config import RasterLabels, SimulatedLabels, VectorLabels
-from bigmap.cube.reading import Access, use_raster
+from bigmap.config import Access, RasterLabels, SimulatedLabels, VectorLabels
+from bigmap.cube.reading import use_raster
 from bigmap.cube.resampling import transformer_between
 from bigmap.errors import ReadError, SamplesError, UnfitFileError
 from bigmap.vectors import VectorFile, name_values, normalise, open_vector, take_polygons
@@ -368,7 +368,9 @@ def use_own_raster(
         If it can be read, but is not what is needed.
     """
     try:
-        return use_raster(file, replace(access, unsigned_s3=False), use, one_band=False)
+        return use_raster(
+            file, access.model_copy(update={"unsigned_s3": False}), use, one_band=False
+        )
     except UnfitFileError as error:
         raise SamplesError(f"{field}: {error}") from None
     except ReadError as error:

@@ -263,6 +263,25 @@ def holds_lease(folder: str, owner: str) -> bool:
     return holder is not None and holder.owner == owner and not holder.released
 
 
+def check_lease(folder: str, owner: str | None) -> None:
+    """Refuse to write for a driver that has been taken over.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    owner
+        Of the lease under which a worker writes; None where it writes under none.
+
+    Raises
+    ------
+    LeaseError
+        If the run belongs to another driver by now.
+    """
+    if owner and not holds_lease(folder, owner):
+        raise LeaseError(f"{folder}: the run belongs to another driver by now")
+
+
 def _list_terms(filesystem: Any, root: str) -> list[tuple[int, str]]:
     """Return the terms so far with their files, rising; 0 is the file of old versions."""
     terms = list_numbered(filesystem, f"{root}/{LEASE_FOLDER}")

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from bigmap.ledger import BlockRecord
-from bigmap.planning import Plan
+from bigmap.plans import Part
 
 LINE_EVERY_S = 15.0
 SHOWN_ITEMS = 3
@@ -34,17 +34,17 @@ class ProgressReporter:
         self.task = self.bar.add_task("blocks", total=None)
         self.live: Live | None = None
 
-    def start(self, plan: Plan, todo: int, recorded: Counter[str]) -> None:
+    def start(self, part: Part, todo: int, recorded: Counter[str]) -> None:
         """Tell that blocks are about to be sent."""
         self.todo, self.finished, self.mapped_km2 = todo, 0, 0.0
         self.states, self.seconds = Counter(), Counter()
         self.started = self.last_line = time.monotonic()
         before = f" ({sum(recorded.values())} recorded before)" if recorded else ""
         self.console.print(
-            f"{plan.recipe.name}: {todo} blocks to do{before}, "
-            f"{len(plan.catalogue.rows)} items, model {plan.model.spec.name}"
+            f"{part.recipe.name}: {todo} blocks to do{before}, "
+            f"{len(part.catalogue.rows)} items, model {part.model.spec.name}"
         )
-        for line in plan.catalogue.audit.lines(examples=0):
+        for line in part.catalogue.audit.lines(examples=0):
             self.note(line)
         if self.console.is_terminal:
             self.bar.update(self.task, total=todo)

@@ -22,20 +22,20 @@ import pyarrow.compute as pc
 import shapely
 
 from bigmap import grid
+from bigmap.config import Recipe
 from bigmap.errors import OutputError
 from bigmap.files import is_local, locate, make_folder
 from bigmap.grid import ROI, Area, area_mask
 from bigmap.items import ItemTable
 from bigmap.ledger import BlockRecord
-from bigmap.planning import Plan
-from bigmap.runs import RunFolder, differing_fields
+from bigmap.places import list_changes
+from bigmap.plans import Part
+from bigmap.run_folder import PartFolder, RunFolder
 from bigmap.store import list_shard_keys, max_shard_bytes
 
 COPIES = 8
 """Blocks copied at once."""
-PER_BLOCK = ("area", "source", "name", "title", "output.path", "output.overviews", "cluster",
-             "samples", "training", "inference.batch_windows", "inference.device",
-             "reading.on_error")  # fmt: skip
+PER_BLOCK = ("area", "source", "name", "output.path", "output.overviews", "inference.device")
 """Settings that may differ: they decide no value, or are compared block by block."""
 
 
@@ -47,17 +47,26 @@ class _Candidate:
     record: BlockRecord
 
 
-def copy_unchanged(plan: Plan, blocks: Collection[ROI], old: str) -> Iterator[BlockRecord]:
+@dataclass(frozen=True)
+class _Earlier:
+    """One part of an earlier run, as far as it decides bytes of blocks."""
+
+    part: Part
+    """That of the new run, with the extent, the area and the items of the earlier one."""
+    folder: PartFolder
+
+
+def copy_unchanged(part: Part, blocks: Collection[ROI], old: RunFolder) -> Iterator[BlockRecord]:
     """Copy the objects of blocks that an earlier run has made alike.
 
     Parameters
     ----------
-    plan
+    part
         Of the new run, whose map has been created.
     blocks
         Those still to be done.
     old
-        Path or URL of the earlier map.
+        Of the earlier run; a part that it does not have gives no block.
 
     Yields
     ------
@@ -69,98 +78,87 @@ def copy_unchanged(plan: Plan, blocks: Collection[ROI], old: str) -> Iterator[Bl
     OutputError
         If there is no run at ``old``, one is at work there, or its settings differ.
     """
-    folder = RunFolder(old)
-    before = _open_earlier(plan, folder)
-    alike = _find_alike(plan, before, folder, blocks)
+    if part.purpose.path == old.output:
+        raise OutputError(f"--reuse {old.output}: is the output itself; use --resume")
+    stored, _ = old.read_recipe()
+    lease = old.read_lease()
+    if lease is not None and lease.is_alive:
+        raise OutputError(f"--reuse {old.output}: a run is at work there; wait for its end")
+    parts = old.parts()
+    if ("" in parts) != (part.name == ""):
+        kind = "is not a map" if part.name else "is a map"
+        raise OutputError(f"--reuse {old.output}: {kind} with grid.crs utm")
+    if part.name not in parts:
+        return
+    before = _open_earlier(part, old.part(part.name), stored)
+    alike = _find_alike(part, before, blocks)
     with ThreadPoolExecutor(COPIES) as pool:
-        for record in pool.map(lambda each: _copy(plan, before, each), alike):
+        for record in pool.map(lambda each: _copy(part, before, each), alike):
             if record is not None:
                 yield record
 
 
-def _open_earlier(plan: Plan, folder: RunFolder) -> Plan:
-    """Return the plan of the earlier run, as far as it decides bytes of blocks.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be used for the new one.
-    """
-    if RunFolder(plan.recipe.output.path).output == folder.output:
-        raise OutputError(f"--reuse {folder.output}: is the output itself; use --resume")
-    stored, _ = folder.read_recipe()
-    lease = folder.read_lease()
-    if lease is not None and lease.is_alive:
-        raise OutputError(f"--reuse {folder.output}: a run is at work there; wait for its end")
+def _open_earlier(part: Part, folder: PartFolder, stored: Recipe) -> _Earlier:
+    """Refuse an earlier run that cannot be used for the new one."""
     extent, area, facts = folder.read_plan()
-    new = plan.fingerprint()
-    old_dump, new_dump = (each.model_dump(mode="json") for each in (stored, plan.recipe))
-    changed = [
-        name
-        for name in differing_fields(old_dump, new_dump)
-        if not any(name == free or name.startswith(f"{free}.") for free in PER_BLOCK)
-    ]
-    if old_dump["source"]["mask"] != new_dump["source"]["mask"]:
+    new = part.fingerprint()
+    changed = list_changes(stored, part.recipe, (*part.purpose.free_fields, *PER_BLOCK))
+    if stored.source.mask != part.recipe.source.mask:
         changed.append("source.mask")
     changed += [f"model.{key}" if key == "weights" else key for key in ("weights", "versions")
                 if facts.get(key) != new[key]]  # fmt: skip
     if changed:
         raise OutputError(
-            f"--reuse {folder.output}: was made with another {', '.join(changed)}, so no block of "
-            "it can be used; set it back, or run without --reuse"
+            f"--reuse {folder.run.output}: was made with another {', '.join(changed)}, so no block "
+            "of it can be used; set it back, or run without --reuse"
         )
-    # It may have been moved since, and lies where it was found.
-    stored = stored.model_copy(
-        update={"output": stored.output.model_copy(update={"path": folder.output})}
-    )
-    return replace(plan, recipe=stored, extent=extent, area=area, catalogue=folder.read_items())
+    catalogue = folder.read_items()
+    return _Earlier(replace(part, extent=extent, area=area, catalogue=catalogue), folder)
 
 
-def _find_alike(
-    plan: Plan, before: Plan, folder: RunFolder, blocks: Collection[ROI]
-) -> Iterator[_Candidate]:
-    records = folder.ledger.latest()
+def _find_alike(part: Part, earlier: _Earlier, blocks: Collection[ROI]) -> Iterator[_Candidate]:
+    records, before = earlier.folder.ledger.latest(), earlier.part
     candidates = [
         block
         for block in blocks
-        if _is_good(records.get(plan.name(block)), plan)
-        and grid.intersect(_whole(block, plan), before.extent) == block
+        if _is_good(records.get(part.name_block(block)), part)
+        and grid.intersect(_whole(block, part), before.extent) == block
     ]
     if not candidates:
         return
-    new_codes, old_codes = _encode_rows(plan.catalogue.rows, before.catalogue.rows)
-    around = [plan.context_of(block) for block in candidates]
-    boxes = plan.lattice.bounds_of(around)
-    inside = _covered(plan.area, boxes) & _covered(before.area, boxes)
+    new_codes, old_codes = _encode_rows(part.catalogue.rows, before.catalogue.rows)
+    around = [part.context_of(block) for block in candidates]
+    boxes = part.lattice.bounds_of(around)
+    inside = _covered(part.area, boxes) & _covered(before.area, boxes)
     for block, context, is_inside in zip(candidates, around, inside, strict=True):
-        now, then = new_codes[plan.indices_of(block)], old_codes[before.indices_of(block)]
+        now, then = new_codes[part.indices_of(block)], old_codes[before.indices_of(block)]
         if np.array_equal(now, then) and (
-            is_inside or _have_one_area(plan, before, block, context)
+            is_inside or _have_one_area(part, before, block, context)
         ):
-            yield _Candidate(block, records[plan.name(block)])
+            yield _Candidate(block, records[part.name_block(block)])
 
 
-def _have_one_area(plan: Plan, before: Plan, block: ROI, context: ROI) -> bool:
+def _have_one_area(part: Part, before: Part, block: ROI, context: ROI) -> bool:
     """Tell whether two runs map the same pixels of a block, and choose dates by the same ones."""
     masks = [
         (
-            area_mask(each.area, plan.lattice, block),
-            area_mask(each.area.outline, plan.lattice, context),
+            area_mask(each.area, part.lattice, block),
+            area_mask(each.area.outline, part.lattice, context),
         )
-        for each in (plan, before)
+        for each in (part, before)
     ]
     return all(np.array_equal(*pair) for pair in zip(*masks, strict=True))
 
 
-def _is_good(record: BlockRecord | None, plan: Plan) -> bool:
+def _is_good(record: BlockRecord | None, part: Part) -> bool:
     if record is None or record.state not in ("done", "empty"):
         return False
-    return record.device == plan.windowing.device
+    return record.device == part.windowing.device
 
 
-def _whole(block: ROI, plan: Plan) -> ROI:
+def _whole(block: ROI, part: Part) -> ROI:
     """Return a block before it was clipped to an extent."""
-    side = plan.lattice.block_px
+    side = part.lattice.block_px
     rows, cols = (slice(p.start // side * side, p.start // side * side + side) for p in block)
     return rows, cols
 
@@ -198,16 +196,18 @@ def _texts_of(rows: ItemTable) -> npt.NDArray[Any]:
     return texts
 
 
-def _copy(plan: Plan, before: Plan, candidate: _Candidate) -> BlockRecord | None:
+def _copy(part: Part, earlier: _Earlier, candidate: _Candidate) -> BlockRecord | None:
     """Copy the objects of one block; None where they are not as the ledger says.
 
     The earlier map may be anybody's: its ledger names no object but those of the block, and what
     lies there is no larger than such an object can be, nor a link to somewhere else.
     """
-    source, old_root = locate(before.recipe.output.path)
-    target, new_root = locate(plan.recipe.output.path)
+    before = earlier.part
+    # It may have been moved since, and lies where it was found.
+    source, old_root = locate(earlier.folder.store)
+    target, new_root = locate(part.store)
     expected = set(list_shard_keys(before.template(), candidate.block))
-    most_bytes = 2 * max_shard_bytes(plan.template())
+    most_bytes = 2 * max_shard_bytes(part.template())
     shards = []
     for key, size in candidate.record.shards:
         if key not in expected or not _is_inside(source, old_root, key):
@@ -218,7 +218,7 @@ def _copy(plan: Plan, before: Plan, candidate: _Candidate) -> BlockRecord | None
             content = source.cat_file(f"{old_root}/{key}")
         except FileNotFoundError:
             return None
-        moved = _move_key(key, plan, before)
+        moved = _move_key(key, part, before)
         try:
             make_folder(target, f"{new_root}/{moved}".rpartition("/")[0])
             target.pipe_file(f"{new_root}/{moved}", content)
@@ -229,7 +229,7 @@ def _copy(plan: Plan, before: Plan, candidate: _Candidate) -> BlockRecord | None
         candidate.record,
         shards=tuple(shards),
         seconds={},
-        reused=before.recipe.output.path,
+        reused=earlier.folder.store,
         finished=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
 
@@ -241,12 +241,12 @@ def _is_inside(filesystem: Any, root: str, key: str) -> bool:
     return Path(f"{root}/{key}").resolve().is_relative_to(Path(root).resolve())
 
 
-def _move_key(key: str, plan: Plan, before: Plan) -> str:
+def _move_key(key: str, part: Part, before: Part) -> str:
     """Return the key of a shard in the new map, whose extent starts elsewhere."""
-    lattice = plan.lattice
+    lattice = part.lattice
     head, row, col = key.rsplit("/", 2)
     moved = [
         int(index) + (old.start - new.start) * lattice.upscale // lattice.shard_px
-        for index, old, new in zip((row, col), before.extent, plan.extent, strict=True)
+        for index, old, new in zip((row, col), before.extent, part.extent, strict=True)
     ]
     return "/".join([head, *map(str, moved)])

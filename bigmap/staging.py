@@ -28,7 +28,7 @@ from shapely.errors import ShapelyError
 
 from bigmap import grid
 from bigmap.catalog import Catalogue, load_items, save_items
-from bigmap.cube import Access
+from bigmap.config import Access
 from bigmap.cube.resampling import FileGrid, TargetGrid
 from bigmap.cube.staging import (
     Reach,
@@ -50,9 +50,10 @@ from bigmap.files import parse_json
 from bigmap.inference import Engine
 from bigmap.items import AssetRow, ItemRow, ItemTable
 from bigmap.lease import Lease
-from bigmap.planning import Plan, mask_rule
+from bigmap.plans import Part, Plan
 from bigmap.progress import StageProgress
 from bigmap.redaction import clean_href
+from bigmap.zones import all_zones
 
 ITEMS, MANIFEST, NOTE, SCENES = "items.parquet", "manifest.jsonl", "stage.json", "scenes"
 JOBS = 8
@@ -89,7 +90,7 @@ class StageSummary:
         counts = ("items", "files", "kept", "fetched", "fetched_bytes")
         sums = {name: sum(getattr(part, name) for part in parts.values()) for name in counts}
         failures = tuple(
-            (f"{folder}/{file}", reason)
+            (f"{folder}/{file}" if folder else file, reason)
             for folder, part in parts.items()
             for file, reason in part.failures
         )
@@ -160,10 +161,22 @@ def stage_plan(
     LeaseError
         If another process stages into this folder.
     PlanError
-        As :meth:`bigmap.planning.Plan.check_rendered`.
+        As :meth:`bigmap.plans.Plan.check_rendered`.
     """
     plan.check_rendered()
     reporter = reporter or StageProgress(Console(quiet=True))
+    return StageSummary.add(
+        {
+            part.name: _stage_part(part, folder / part.name, whole, jobs, reporter)
+            for part in plan.parts
+        }
+    )
+
+
+def _stage_part(
+    part: Part, folder: Path, whole: bool, jobs: int, reporter: StageProgress
+) -> StageSummary:
+    """Fetch what the blocks of one part read, into a folder of its own."""
     _make_folder(folder)
     lease = Lease(str(folder))
     try:
@@ -173,9 +186,9 @@ def stage_plan(
     try:
         for left in folder.glob(f"{SCENES}/*/*{PARTIAL}"):
             left.unlink()
-        rows = list_used_rows(plan)
-        files = _list_files(plan, rows, whole=whole)
-        fetch = _Fetch(folder, Access(**plan.recipe.source.access.model_dump()), whole=whole)
+        rows = list_used_rows(part)
+        files = _list_files(part, rows, whole=whole)
+        fetch = _Fetch(folder, part.recipe.source.access, whole=whole)
         reporter.note(f"{len(rows)} items, {len(files)} files; looking for what is there already")
         todo = fetch.choose(files, jobs)
         most_bytes = sum(
@@ -183,7 +196,7 @@ def stage_plan(
             for file in todo
         )
         _check_room(folder, most_bytes)
-        _write_catalogue(plan, rows, files, folder)
+        _write_catalogue(part, rows, files, folder)
         reporter.start(len(todo), len(files) - len(todo), most_bytes)
         sizes, failures = fetch.run(todo, jobs, reporter)
         return StageSummary(
@@ -204,11 +217,16 @@ def stage_plan(
 def verify_stage(folder: Path, *, jobs: int = JOBS) -> StageSummary:
     """Compare all staged files with the sizes and checksums noted; fetch nothing.
 
+    Parts of a plan that have folders of their own are compared one after the other.
+
     Raises
     ------
     CatalogError
         If nothing was staged there, or the catalogue names files elsewhere.
     """
+    parts = [zone.group for zone in all_zones() if (folder / zone.group).is_dir()]
+    if parts:
+        return StageSummary.add({name: verify_stage(folder / name, jobs=jobs) for name in parts})
     hrefs = [asset.href for row in read_staged(folder).rows for asset in row.assets.values()]
     inside = f"{folder.absolute()}/"
     if strange := [href for href in hrefs if not href.startswith(inside)]:
@@ -238,12 +256,12 @@ def read_staged(folder: Path) -> Catalogue:
     return load_items(str((folder / ITEMS).absolute()))
 
 
-def use_staged(plan: Plan, folder: Path) -> Plan:
-    """Return a plan that reads staged files and nothing else.
+def use_staged(part: Part, folder: Path) -> Part:
+    """Return a part of a plan that reads staged files and nothing else.
 
     Parameters
     ----------
-    plan
+    part
         Of the staged catalogue, or of that of a run that was started elsewhere and goes on.
     folder
         Of :func:`stage_plan`.
@@ -254,7 +272,7 @@ def use_staged(plan: Plan, folder: Path) -> Plan:
         If the folder was staged for another source, other bands or another area, or its
         ``stage.json`` is damaged.
     """
-    noted, wanted = _read_note(folder), _describe(plan)
+    noted, wanted = _read_note(folder), _describe(part)
     for key in ("source", "mask", "crs"):
         if noted[key] != wanted[key]:
             raise _refuse(folder, f"another {key}")
@@ -264,12 +282,12 @@ def use_staged(plan: Plan, folder: Path) -> Plan:
         raise _refuse(folder, "a smaller area, or one elsewhere")
     staged = {_key(row): row.assets for row in read_staged(folder).rows}
     rows = []
-    for row in list_used_rows(plan):
+    for row in list_used_rows(part):
         if _key(row) not in staged:
             raise _refuse(folder, f"a catalogue without {row.id}")
         rows.append(replace(row, assets=staged[_key(row)]))
-    staged_catalogue = replace(plan.catalogue, rows=ItemTable.of(rows))
-    return replace(plan, catalogue=staged_catalogue, scenes=None)
+    staged_catalogue = replace(part.catalogue, rows=ItemTable.of(rows))
+    return replace(part, catalogue=staged_catalogue, scenes=None)
 
 
 def _read_note(folder: Path) -> dict[str, Any]:
@@ -292,32 +310,30 @@ def _key(row: ItemRow) -> tuple[str, str, Any]:
     return row.collection, row.id, row.datetime
 
 
-def list_used_rows(plan: Plan) -> list[ItemRow]:
+def list_used_rows(part: Part) -> list[ItemRow]:
     """Return the items that are handed to any block, in the order of the catalogue."""
-    used = {_key(row) for block in plan.blocks for row in plan.rows_of(block)}
-    return [row for row in plan.catalogue.rows if _key(row) in used]
+    used = {_key(row) for block in part.blocks for row in part.rows_of(block)}
+    return [row for row in part.catalogue.rows if _key(row) in used]
 
 
-def list_reaches(plan: Plan) -> tuple[Reach, Reach]:
-    """Return what the blocks of a plan read of a file of bands, and of one of masks."""
-    engine = Engine(plan.model, plan.lattice, plan.windowing, plan.layers)
-    margin = mask_rule(plan.recipe.source.mask).dilate_px
+def list_reaches(part: Part) -> tuple[Reach, Reach]:
+    """Return what the blocks of a part read of a file of bands, and of one of masks."""
+    engine = Engine(part.model, part.lattice, part.windowing, part.layers)
+    margin = part.reading.mask.dilate_px
     regions = {}
-    for block in plan.blocks:
-        for cell, _, window in engine.list_reads(
-            block, is_wanted=lambda roi: plan.area.intersects(plan.lattice.bounds(roi))
-        ):
+    for block in part.blocks:
+        for cell, _, window in engine.list_reads(block, is_wanted=part.is_wanted):
             region = grid.grow(grid.hull([cell, window]), margin)
             regions[tuple((part.start, part.stop) for part in region)] = region
-    lattice, found = plan.lattice, tuple(regions.values())
+    lattice, found = part.lattice, tuple(regions.values())
     target = TargetGrid(lattice.crs, lattice.gsd_m, lattice.anchor_m)
-    return Reach(target, found, plan.recipe.reading.resampling), Reach(target, found, "nearest")
+    return Reach(target, found, part.recipe.reading.resampling), Reach(target, found, "nearest")
 
 
-def _list_files(plan: Plan, rows: list[ItemRow], *, whole: bool) -> list[_File]:
+def _list_files(part: Part, rows: list[ItemRow], *, whole: bool) -> list[_File]:
     """List the files of the bands and the mask of all items."""
-    of_bands, of_masks = list_reaches(plan)
-    mask = mask_rule(plan.recipe.source.mask).asset
+    of_bands, of_masks = list_reaches(part)
+    mask = part.reading.mask.asset
     return [
         _File(
             _name_file(row, name, whole=whole),
@@ -328,13 +344,13 @@ def _list_files(plan: Plan, rows: list[ItemRow], *, whole: bool) -> list[_File]:
             of_masks if name == mask else of_bands,
         )
         for row in rows
-        for name in _list_assets(plan)
+        for name in _list_assets(part)
     ]  # fmt: skip
 
 
-def _list_assets(plan: Plan) -> list[str]:
-    mask = mask_rule(plan.recipe.source.mask).asset
-    return [*plan.model.spec.bands, *([mask] if mask else [])]
+def _list_assets(part: Part) -> list[str]:
+    mask = part.reading.mask.asset
+    return [*part.model.spec.bands, *([mask] if mask else [])]
 
 
 def _name_file(row: ItemRow, asset: str, *, whole: bool) -> str:
@@ -364,9 +380,9 @@ def _check_room(folder: Path, most_bytes: int) -> None:
         )
 
 
-def _write_catalogue(plan: Plan, rows: list[ItemRow], files: list[_File], folder: Path) -> None:
+def _write_catalogue(part: Part, rows: list[ItemRow], files: list[_File], folder: Path) -> None:
     """Write the items with the places of their staged files, then what they were staged for."""
-    names, waiting = _list_assets(plan), iter(files)
+    names, waiting = _list_assets(part), iter(files)
     staged = [
         replace(
             row,
@@ -376,23 +392,23 @@ def _write_catalogue(plan: Plan, rows: list[ItemRow], files: list[_File], folder
         )
         for row in rows
     ]
-    audit = replace(plan.catalogue.audit, kept=len(rows))
+    audit = replace(part.catalogue.audit, kept=len(rows))
     save_items(Catalogue(ItemTable.of(staged), audit), str(folder / ITEMS))
     partial = folder / f"{NOTE}{PARTIAL}"
-    partial.write_text(json.dumps(_describe(plan), indent=1))
+    partial.write_text(json.dumps(_describe(part), indent=1))
     partial.replace(folder / NOTE)
 
 
-def _describe(plan: Plan) -> dict[str, Any]:
-    """Tell what is staged for a plan: a run may want the same or less."""
-    reach_px = plan.lattice.cell_px + plan.halo_px
-    boxes = [shapely.box(*plan.lattice.bounds(grid.grow(block, reach_px))) for block in plan.blocks]
-    source = plan.recipe.source.model_dump(mode="json", exclude=FREE_SOURCE_FIELDS)
+def _describe(part: Part) -> dict[str, Any]:
+    """Tell what is staged for a part: a run may want the same or less."""
+    reach_px = part.lattice.cell_px + part.halo_px
+    boxes = [shapely.box(*part.lattice.bounds(grid.grow(block, reach_px))) for block in part.blocks]
+    source = part.recipe.source.model_dump(mode="json", exclude=FREE_SOURCE_FIELDS)
     return {
         "source": source,
-        "mask": mask_rule(plan.recipe.source.mask).asset,
-        "bands": list(plan.model.spec.bands),
-        "crs": plan.lattice.crs,
+        "mask": part.reading.mask.asset,
+        "bands": list(part.model.spec.bands),
+        "crs": part.lattice.crs,
         "covers": shapely.union_all(boxes).wkt,
     }
 

@@ -24,7 +24,7 @@ from bigmap.area import read_area
 from bigmap.config import SimulatedSource
 from bigmap.errors import BigmapError, OutputError
 from bigmap.metrics import ClassScores, ConfusionMatrix
-from bigmap.runs import RunFolder
+from bigmap.run_folder import RunFolder
 from bigmap.simulate import render_truth
 
 mpl.use("Agg")

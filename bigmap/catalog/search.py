@@ -29,7 +29,7 @@ from bigmap.catalog.saved import choose_saved
 from bigmap.catalog.sources import RawItem, read_item_file, walk_catalog
 from bigmap.catalog.stac_api import search_api
 from bigmap.catalog.storage import is_saved_catalogue, load_items
-from bigmap.config import AccessConfig, FilesSource, StacApiSource, StaticCatalogSource
+from bigmap.config import Access, FilesSource, StacApiSource, StaticCatalogSource
 from bigmap.errors import CatalogError
 from bigmap.items import ItemRow, ItemTable
 from bigmap.radiometry import parse_baseline
@@ -337,7 +337,7 @@ def _place_of(href: str) -> str:
     return "{0.scheme}://{0.netloc}".format(urlsplit(href))
 
 
-def _access_findings(places: Counter[str], access: AccessConfig) -> list[Finding]:
+def _access_findings(places: Counter[str], access: Access) -> list[Finding]:
     """Name the places that cannot be read without settings, each once."""
     return [
         Finding("access", place, f"{wish} ({count} items)")
@@ -364,7 +364,7 @@ def _stripped_findings(kept: Iterable[Candidate]) -> list[Finding]:
     ]
 
 
-def _wish_of(place: str, access: AccessConfig) -> str | None:
+def _wish_of(place: str, access: Access) -> str | None:
     """Tell what a bucket or a host wants that the recipe does not give."""
     if place.endswith(_BLOB_HOST) and access.sign == "none":
         return "wants signed hrefs: set source.access.sign to planetary-computer"

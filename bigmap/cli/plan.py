@@ -20,8 +20,9 @@ from bigmap.cli.options import (
     read_recipe,
 )
 from bigmap.estimates import describe_clusters, estimate_clusters
-from bigmap.planning import Plan, advise_weights
-from bigmap.zones import ZonePlans
+from bigmap.loads import Estimate, estimate_part, estimate_plan
+from bigmap.models.choosing import advise_weights
+from bigmap.plans import Plan
 
 
 def plan_command(
@@ -37,7 +38,7 @@ def plan_command(
 ) -> None:
     """Show what a run would do, and what the catalogue says, without mapping anything."""
     plan = api.plan(read_recipe(recipe, settings, bbox, source, cluster=cluster))
-    estimate = plan.estimate()
+    estimate = estimate_plan(plan)
     clusters, assumptions = estimate_clusters(
         plan.recipe, plan.model, estimate, is_remote=plan.is_remote, price_per_gpu_hour=price
     )
@@ -50,17 +51,19 @@ def plan_command(
         }
         if plan.scenes is not None:
             content["simulated"] = scenes_dict(plan.scenes)
-        if isinstance(plan, ZonePlans):
-            content["zones"] = {
-                group: {"estimate": asdict(each.estimate()), "audit": asdict(each.catalogue.audit)}
-                for group, each in zip(plan.groups, plan.plans, strict=True)
+        zones = {
+            part.name: {
+                "estimate": asdict(estimate_part(part)),
+                "audit": asdict(part.catalogue.audit),
             }
-        else:
-            content["audit"] = asdict(plan.catalogue.audit)
+            for part in plan.parts
+            if part.name
+        }
+        content |= {"zones": zones} if zones else {"audit": asdict(plan.only.catalogue.audit)}
         typer.echo(json.dumps(content))
         return
     console = Console(highlight=False, soft_wrap=True)
-    show_plan(console, plan, asdict(estimate))
+    show_plan(console, plan, estimate)
     if plan.model.spec.is_random:
         console.print(
             f"warning: {plan.model.spec.name} has no weights, so bigmap run refuses: "
@@ -71,33 +74,31 @@ def plan_command(
         console.print(line, markup=False)
 
 
-def show_plan(console: Console, plan: Plan | ZonePlans, estimate: dict[str, Any]) -> None:
+def show_plan(console: Console, plan: Plan, estimate: Estimate) -> None:
     """Print a plan for people."""
     grid, spec = plan.recipe.grid, plan.model.spec
     console.print(
-        f"{plan.recipe.name}: {estimate['area_km2']:,.0f} km² in {grid.crs}, "
+        f"{plan.recipe.name}: {estimate.area_km2:,.0f} km² in {grid.crs}, "
         f"{grid.gsd_m:g} m to {grid.gsd_m / spec.upscale:g} m with {spec.name}"
     )
     console.print(
-        f"{estimate['blocks']} blocks of {grid.block_px} px, {estimate['items']} items on "
-        f"{estimate['dates']} dates"
+        f"{estimate.blocks} blocks of {grid.block_px} px, {estimate.items} items on "
+        f"{estimate.dates} dates"
     )
     console.print(
-        f"reads up to {estimate['read_gb']:,.1f} GB (uncompressed), writes "
-        f"{estimate['written_gb']:,.2f} GB (uncompressed), at most {estimate['memory_gb']:.1f} GB "
+        f"reads up to {estimate.read_gb:,.1f} GB (uncompressed), writes "
+        f"{estimate.written_gb:,.2f} GB (uncompressed), at most {estimate.memory_gb:.1f} GB "
         "of memory per worker"
     )
-    if isinstance(plan, ZonePlans):
-        for group, each in zip(plan.groups, plan.plans, strict=True):
+    for part in plan.parts:
+        before = f"{part.name}: " if part.name else ""
+        if part.name:
             console.print(
-                f"{group}: {each.area.area_km2:,.0f} km², {len(each.blocks)} blocks, "
-                f"{len(each.catalogue.rows)} items"
+                f"{before}{part.area.area_km2:,.0f} km², {len(part.blocks)} blocks, "
+                f"{len(part.catalogue.rows)} items"
             )
-            for line in each.catalogue.audit.lines():
-                console.print(f"{group}: {line}", markup=False)
-    else:
-        for line in plan.catalogue.audit.lines():
-            console.print(line, markup=False)
+        for line in part.catalogue.audit.lines():
+            console.print(f"{before}{line}", markup=False)
     if plan.scenes is not None:
         show_scenes(console, plan.scenes)
 

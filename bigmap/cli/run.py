@@ -26,8 +26,9 @@ from bigmap.config import Recipe
 from bigmap.estimates import emulates_bfloat16
 from bigmap.models import refuse_random
 from bigmap.models.base import ModelSpec
+from bigmap.models.choosing import advise_weights, choose_model, use_trained_weights
 from bigmap.models.devices import SLOW_BFLOAT16
-from bigmap.planning import advise_weights, model_choice, use_trained_weights
+from bigmap.places import Attempt, check_place
 from bigmap.progress import (
     ProgressReporter,
     describe_replaced,
@@ -36,8 +37,9 @@ from bigmap.progress import (
     format_duration,
     format_km2,
 )
-from bigmap.runner import RunSummary, stop_on_signals
-from bigmap.runs import check_output
+from bigmap.purpose import Purpose
+from bigmap.reporting import RunSummary
+from bigmap.signals import stop_on_signals
 from bigmap.training.folder import TrainingFolder
 
 
@@ -82,9 +84,10 @@ def run_command(
     extra += [f"cluster.workers={workers}"] if workers else []
     given = read_recipe(recipe, [*settings, *extra], bbox, source, cluster=cluster)
     loaded = use_trained_weights(given)
-    check_output(loaded, resume=resume or redo is not None, overwrite=overwrite)
+    attempt = Attempt(resume or redo is not None, overwrite)
+    check_place(loaded, Purpose.of_map(loaded), attempt)
     console = Console(highlight=False, stderr=as_json, soft_wrap=True)
-    spec = model_choice(loaded.model).build().spec
+    spec = choose_model(loaded.model).build().spec
     if not allow_random_weights:
         refuse_random(spec, advise_weights(loaded))
     if loaded.model.weights != given.model.weights:

@@ -23,12 +23,13 @@ from bigmap.cli.options import (
     SourceOption,
     read_recipe,
 )
+from bigmap.places import Attempt, check_place
 from bigmap.progress import ProgressReporter, describe_slowest, format_duration
-from bigmap.runner import stop_on_signals
-from bigmap.runs import RunFolder
-from bigmap.samples import Counts, ExtractSummary, check_place, recipe_of_samples
+from bigmap.run_folder import RunFolder
+from bigmap.samples import Counts, ExtractSummary, purpose_of_samples
 from bigmap.samples.drawing import PICTURE_FILE
 from bigmap.samples.joining import COUNTS_FILE
+from bigmap.signals import stop_on_signals
 
 
 def extract_command(
@@ -47,7 +48,7 @@ def extract_command(
     Exit code 0: done; 3: some blocks failed; 75: stopped, go on with --resume.
     """
     loaded = read_recipe(recipe, settings, bbox, source, cluster=cluster)
-    check_place(recipe_of_samples(loaded), resume=resume, overwrite=overwrite)
+    check_place(loaded, purpose_of_samples(loaded), Attempt(resume, overwrite))
     console = Console(highlight=False, stderr=as_json, soft_wrap=True)
     if loaded.source.kind == "simulated":
         console.print("note: the scenes are simulated; what is learnt from them is too")

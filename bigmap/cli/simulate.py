@@ -10,10 +10,9 @@ import typer
 from rich.console import Console
 
 from bigmap import simulate
-from bigmap.area import read_area
 from bigmap.cli.options import BboxOption, RecipeArgument, SetOption, read_recipe
 from bigmap.errors import OutputError
-from bigmap.planning import request_scenes
+from bigmap.planning import request_world
 
 
 def simulate_command(
@@ -30,8 +29,7 @@ def simulate_command(
     """Write simulated scenes of a recipe's area and days, their items, and the truth below."""
     loaded = read_recipe(recipe, settings, bbox, None)
     check_new_folder(out)
-    request = request_scenes(loaded, flavour=flavour)
-    area = read_area(crs=loaded.grid.crs, **loaded.area.model_dump())
+    request, area = request_world(loaded, flavour=flavour)
     world = simulate.write_world(
         request,
         out,

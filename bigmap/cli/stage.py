@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +19,10 @@ from bigmap.cli.options import (
     SourceOption,
     read_recipe,
 )
-from bigmap.config import Recipe
+from bigmap.config import UTM, Recipe
 from bigmap.progress import StageProgress
-from bigmap.runner import stop_on_signals
+from bigmap.signals import stop_on_signals
 from bigmap.staging import ITEMS, JOBS, StageSummary, verify_stage
-from bigmap.zones import is_utm, verify_zones
 
 
 def stage_command(
@@ -51,8 +49,7 @@ def stage_command(
     console = Console(highlight=False, stderr=as_json, soft_wrap=True)
     with stop_on_signals():
         if verify:
-            verified = partial(verify_zones, loaded) if is_utm(loaded) else verify_stage
-            summary = verified(out, jobs=jobs)
+            summary = verify_stage(out, jobs=jobs)
         else:
             reporter = StageProgress(console)
             summary = api.stage(loaded, out, whole=whole, jobs=jobs, reporter=reporter)
@@ -73,7 +70,7 @@ def show_stage(console: Console, summary: StageSummary, out: Path, recipe: Recip
     )
     if summary.failures:
         console.print("incomplete: fetch the rest with the same command, without --verify")
-    if is_utm(recipe):
+    if recipe.grid.crs == UTM:
         return  # Each zone has items of its own, which are no source for another.
     kept = {"start", "end", "max_cloud_percent", "harmonise", "mask"}
     source = {"kind": "files", "files": [str((out / ITEMS).absolute())]}

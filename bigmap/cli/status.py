@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bigmap.cli.options import JsonOption
 from bigmap.progress import describe_replaced, describe_slowest, describe_without, format_km2
-from bigmap.runs import RunStatus, read_status
+from bigmap.status import RunStatus, read_status
 
 
 def status_command(

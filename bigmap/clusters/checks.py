@@ -25,8 +25,7 @@ from rasterio.windows import Window
 
 from bigmap.clusters import open_cluster
 from bigmap.clusters.sizes import size_cluster
-from bigmap.config import ClusterConfig
-from bigmap.cube import Access
+from bigmap.config import Access, ClusterConfig
 from bigmap.cube.reading import use_raster
 from bigmap.errors import OutputError, ReadError
 from bigmap.machine import count_cores

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import socket
 import time
-import uuid
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from distributed import Client, Future, get_worker, wait
+from distributed import Client, get_worker
 
-from bigmap.errors import BigmapError, ClusterError, LostRankError, drop_causes
+from bigmap.clusters.driving import Policy, Task, Tell, Work, drive
+from bigmap.errors import BigmapError, ClusterError, LostRankError, LostTaskError, RunError
 
+LOOPBACK = "127.0.0.1"
+RESUME = "go on with the same command and --resume"
 POLL_S = 1.0
 JOIN_S = 600.0
 """For which workers are waited for."""
@@ -21,29 +24,52 @@ GRACE_S = 20.0
 
 
 @dataclass(frozen=True)
-class Seat:
-    """Where one of the tasks runs."""
+class Rank:
+    """One of the processes that train together."""
 
-    rank: int
-    world: int
-    local_rank: int
-    """Among those of its machine."""
-    local_world: int
-    address: str
-    """Of the first one's machine, in the network of the workers."""
-    port: int
-    """Free there a moment ago."""
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    """Among those of its machine; chooses the GPU."""
+    local_world: int = 1
+    address: str = LOOPBACK
+    """Where the first process listens."""
+    port: int = 0
+    is_hosted: bool = False
+    """Whether torchrun listens there instead."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that writes files and tells of the progress."""
+        return self.rank == 0
+
+    @property
+    def is_one_machine(self) -> bool:
+        """Whether all processes are of this machine."""
+        return self.local_world == self.world
 
 
-SeatTask = Callable[[Seat, Callable[[str], None]], str]
-"""What a worker does: called with its seat and with what sends lines to the driver."""
+RankTask = Callable[[Rank, Tell], str]
+"""What a worker does: called with its rank and with what sends lines to the driver."""
+
+
+class _RankWork(Work[str]):
+    """Gives each task its rank and the way to tell the driver of its progress."""
+
+    def __init__(self, task: RankTask) -> None:
+        super().__init__()
+        self.task = task
+
+    def run(self, payload: Rank, tell: Tell) -> str:
+        """Do the task of a rank."""
+        return self.task(payload, tell)
 
 
 def run_on_workers(
     client: Client,
-    task: SeatTask,
+    task: RankTask,
     *,
-    seats: int,
+    world: int,
     receive: Callable[[str], None],
     tick: Callable[[], None],
 ) -> list[str]:
@@ -55,7 +81,7 @@ def run_on_workers(
         Of the cluster.
     task
         Each worker gets it pickled by Dask.
-    seats
+    world
         Workers to wait for; those that have come by then take part.
     receive
         Called with each line that a task sends, from the client's own thread.
@@ -77,74 +103,71 @@ def run_on_workers(
         What a task raises, that of the first one that fails.
     """
     try:
-        client.wait_for_workers(seats, timeout=JOIN_S)
+        client.wait_for_workers(world, timeout=JOIN_S)
     except TimeoutError:
-        raise ClusterError(f"cluster: fewer than {seats} workers came in {JOIN_S:.0f} s") from None
+        raise ClusterError(f"cluster: fewer than {world} workers came in {JOIN_S:.0f} s") from None
     workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
-    topic = f"bigmap-ranks-{uuid.uuid4().hex}"
     port = client.submit(_find_port, workers=[workers[0]], pure=False).result()
-    places = _seat_workers(workers, port)
-    client.subscribe_topic(topic, lambda event: receive(event[1]))
-    futures = [
-        client.submit(
-            _sit, task, seat, topic, workers=[worker], allow_other_workers=False, retries=0,
-            pure=False, key=f"rank-{seat.rank}-{topic}",
-        )
-        for seat, worker in zip(places, workers, strict=True)
-    ]  # fmt: skip
-    try:
-        _watch(client, futures, workers, tick)
-        return [future.result() for future in futures]
-    finally:
-        client.unsubscribe_topic(topic)
-        client.cancel(futures)
+    tasks = [
+        Task(rank, f"rank {rank.rank}", rank, worker)
+        for rank, worker in zip(_rank_workers(workers, port), workers, strict=True)
+    ]
+    # All at once or none: a task without the others waits for them for ever.
+    policy = Policy(advice=RESUME, attempts=1, losses=1, per_slot=len(tasks), tick_s=POLL_S)
+    watch = _Watch(tick)
+    results, errors = {}, []
+    outcomes = drive(
+        client, _RankWork(task), tasks, policy=policy, watch=watch, receive=receive
+    )  # fmt: skip
+    with closing(outcomes), suppress(_GraceEnded):
+        for outcome in outcomes:
+            if isinstance(outcome.error, LostTaskError):
+                raise LostRankError(
+                    f"the worker of process {outcome.item.rank} of {len(tasks)} was lost; {RESUME}"
+                )
+            if outcome.error is None:
+                results[outcome.item.rank] = outcome.take()
+            else:
+                errors.append(outcome.error)
+                watch.failed_at = watch.failed_at or time.monotonic()
+    _raise_cause(errors)
+    return [results[rank] for rank in range(len(tasks))]
 
 
-def _watch(
-    client: Client, futures: Sequence[Future[str]], workers: Sequence[str], tick: Callable[[], None]
-) -> None:
-    """Wait for all tasks; raise where one fails or its worker has gone."""
-    failed_at = 0.0
-    while any(future.status == "pending" for future in futures):
-        try:
-            wait(list(futures), timeout=POLL_S)
-        except TimeoutError:
-            tick()
-        alive = client.scheduler_info(n_workers=-1)["workers"]
-        gone = [rank for rank, worker in enumerate(workers) if worker not in alive]
-        if any(futures[rank].status != "finished" for rank in gone):
-            raise LostRankError(
-                f"the worker of process {gone[0]} of {len(workers)} was lost; go on with the same "
-                "command and --resume"
-            )
-        if not failed_at and any(future.status in ("error", "lost") for future in futures):
-            failed_at = time.monotonic()
-        if failed_at and time.monotonic() - failed_at > GRACE_S:
-            break
-    _raise_cause(futures)
+class _GraceEnded(Exception):  # noqa: N818 - it is no error
+    """The others had their time to say what has happened, after one has failed."""
 
 
-def _raise_cause(futures: Sequence[Future[str]]) -> None:
+class _Watch:
+    """Passes the driver's turns on, and ends it a while after the first failure."""
+
+    def __init__(self, tick: Callable[[], None]) -> None:
+        self.tick = tick
+        self.failed_at = 0.0
+
+    def __call__(self) -> None:
+        self.tick()
+        if self.failed_at and time.monotonic() - self.failed_at > GRACE_S:
+            raise _GraceEnded
+
+
+def _raise_cause(errors: Sequence[BigmapError]) -> None:
     """Raise what the tasks raised; that others were lost is but a consequence."""
-    raised = [future.exception() for future in futures if future.status == "error"]
-    raised.sort(key=lambda error: isinstance(error, LostRankError))
-    for error in raised:
-        if isinstance(error, BigmapError):
-            raise error
-        raise LostRankError(
-            f"a process of this training failed ({error}); go on with the same command and --resume"
-        ) from error
+    for error in sorted(errors, key=lambda error: isinstance(error, LostRankError)):
+        if isinstance(error, RunError):
+            raise LostRankError(f"a process of this training failed ({error}); {RESUME}") from error
+        raise error
 
 
-def _seat_workers(workers: Sequence[str], port: int) -> list[Seat]:
+def _rank_workers(workers: Sequence[str], port: int) -> list[Rank]:
     hosts = [str(urlsplit(worker).hostname) for worker in workers]
     counted: dict[str, int] = {}
-    seats = []
+    ranks = []
     for rank, host in enumerate(hosts):
         local = counted.get(host, 0)
         counted[host] = local + 1
-        seats.append(Seat(rank, len(workers), local, hosts.count(host), hosts[0], port))
-    return seats
+        ranks.append(Rank(rank, len(workers), local, hosts.count(host), hosts[0], port))
+    return ranks
 
 
 def _find_port() -> int:
@@ -152,9 +175,3 @@ def _find_port() -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-@drop_causes()
-def _sit(task: SeatTask, seat: Seat, topic: str) -> str:
-    worker = get_worker()
-    return task(seat, lambda line: worker.log_event(topic, line))

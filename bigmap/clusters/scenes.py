@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import math
-import uuid
-from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from distributed import CancelledError, Client, Future, WorkerPlugin, get_worker, wait
-from distributed.comm import CommClosedError
+from distributed import Client
 
-from bigmap.errors import BigmapError, LostClusterError, RunError, drop_causes
+from bigmap.clusters.driving import Policy, Task, Tell, Work, drive
+from bigmap.errors import RunError
 from bigmap.simulate import SceneRequest, SceneTask, split_tasks, start_pool
 
-MAX_ATTEMPTS = 3
-TICK_S = 5.0
-"""Workers are counted anew at least so often: some come late."""
 RENDERING_BYTES = 0.9e9
 """Of a process that renders scenes, at most."""
+KEPT = "start again, what is written is kept"
 
 
-class _ScenePool(WorkerPlugin):
+class _ScenePool(Work[None]):
     """Processes beside a worker that render simulated scenes.
 
     The work holds the interpreter, so that threads of the worker would wait for each other, and
     its memory goes back to the system with the processes.
     """
 
-    def __init__(self, name: str, request: SceneRequest, cache: Path, processes: int) -> None:
-        self.name = name
+    def __init__(self, request: SceneRequest, cache: Path, processes: int) -> None:
+        super().__init__()
         self.request = request
         self.cache = cache
         self.processes = processes
@@ -44,6 +40,11 @@ class _ScenePool(WorkerPlugin):
         if limit:
             most = min(most, max(1, int(limit / RENDERING_BYTES)))
         self.pool = self.stack.enter_context(start_pool((self.request, self.cache), most))
+
+    def run(self, payload: SceneTask, tell: Tell) -> None:
+        """Let the first process that is idle render."""
+        del tell
+        self.pool.do(payload)
 
     def teardown(self, worker: Any) -> None:
         """End the processes."""
@@ -74,65 +75,20 @@ def render_on(
     Raises
     ------
     BigmapError
-        The first that a task raises, or that the cluster is lost.
+        The first for which a task cannot be done, or that the cluster is lost.
     """
-    slots = _count_slots(client, threads)
+    workers = client.ncores()
+    slots = max(1, sum(min(threads, cores) for cores in workers.values()))
     tasks = split_tasks(request, tasks, slots)
-    per_worker = math.ceil(len(tasks) / max(1, len(client.ncores())))
-    plugin = _ScenePool(
-        f"scenes-{uuid.uuid4().hex}", request, cache.absolute(), min(threads, per_worker)
-    )
-    try:
-        client.register_plugin(plugin)
-        _drive(client, plugin.name, tasks, threads)
-    except (CommClosedError, TimeoutError, OSError) as error:
-        raise LostClusterError(
-            f"the cluster was lost while it rendered scenes ({str(error) or type(error).__name__});"
-            " start again, what it has written is kept"
-        ) from error
-    finally:
-        # A cluster that is lost needs no tidying.
-        with suppress(CommClosedError, TimeoutError, OSError):
-            client.unregister_worker_plugin(plugin.name)
-
-
-def _drive(client: Client, plugin: str, tasks: Sequence[SceneTask], threads: int) -> None:
-    """Keep one task in flight for each process; do those of a lost worker again."""
-    waiting = deque((task, 1) for task in tasks)
-    flying: dict[Future[None], tuple[SceneTask, int]] = {}
-    try:
-        while waiting or flying:
-            while waiting and len(flying) < _count_slots(client, threads):
-                task, attempt = waiting.popleft()
-                flying[client.submit(_render, plugin, task, pure=False)] = task, attempt
-            with suppress(TimeoutError, CancelledError):
-                wait(list(flying), timeout=TICK_S, return_when="FIRST_COMPLETED")
-            for future in [future for future in flying if future.status != "pending"]:
-                task, attempt = flying.pop(future)
-                error = future.exception() if future.status == "error" else None
-                if isinstance(error, BigmapError):
-                    raise error
-                if future.status == "finished":
-                    continue
-                if attempt == MAX_ATTEMPTS:
-                    raise RunError(
-                        f"{task.part.name}: its scenes could not be rendered in {attempt} "
-                        f"attempts ({error or 'the worker was lost'}); start again, what is "
-                        "written is kept"
-                    )
-                waiting.append((task, attempt + 1))
-    finally:
-        with suppress(CommClosedError, TimeoutError, OSError):
-            client.cancel(list(flying))
-
-
-def _count_slots(client: Client, threads: int) -> int:
-    """Return how many processes render at once on all workers."""
-    counts: dict[str, int] = client.ncores()
-    return max(1, sum(min(threads, count) for count in counts.values()))
-
-
-@drop_causes()
-def _render(plugin: str, task: SceneTask) -> None:
-    held: Any = get_worker().plugins[plugin]
-    held.pool.do(task)
+    per_worker = math.ceil(len(tasks) / max(1, len(workers)))
+    work = _ScenePool(request, cache.absolute(), min(threads, per_worker))
+    # One in flight for each process: a task is long, and none should wait for a busy worker.
+    policy = Policy(advice=KEPT, per_slot=1, most_per_worker=threads)
+    named = (Task(task, f"scenes of {task.part.name}", task) for task in tasks)
+    for outcome in drive(client, work, named, policy=policy):
+        if isinstance(outcome.error, RunError):
+            raise RunError(
+                f"{outcome.item.part.name}: its scenes could not be rendered in {outcome.attempts} "
+                f"attempts ({outcome.error}); {KEPT}"
+            )
+        outcome.take()

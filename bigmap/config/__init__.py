@@ -10,8 +10,7 @@ from bigmap.config.cluster import (
 from bigmap.config.recipe import (
     MAX_RECIPE_BYTES,
     UTM,
-    ZONE_GROUP,
-    AccessConfig,
+    Access,
     AreaConfig,
     BinaryMask,
     ClassConfig,
@@ -72,8 +71,7 @@ from bigmap.config.training import (
 __all__ = [
     "MAX_RECIPE_BYTES",
     "UTM",
-    "ZONE_GROUP",
-    "AccessConfig",
+    "Access",
     "AreaConfig",
     "AugmentConfig",
     "BinaryMask",

@@ -66,8 +66,6 @@ NAMED_CLUSTERS = ("local", "local-cuda")
 
 UTM = "utm"
 """In place of a CRS: a grid for each UTM zone."""
-ZONE_GROUP = re.compile(r"/utm(0[1-9]|[1-5][0-9]|60)[ns]$")
-"""How the path of a zone's group ends, below that of the map."""
 MAX_CROSSING_DEGREES = 180
 """Width to which a box across the antimeridian is believed; beyond, west and east were swapped."""
 LEADING_ZERO = re.compile(r"[-+]?0[0-9][0-9_.]*")
@@ -90,13 +88,6 @@ class AreaConfig(Part):
     buffer_m: Number = Field(0.0, ge=0, le=1e6, description="Grow the area by this many metres.")
     clip_bbox: tuple[Number, Number, Number, Number] | None = Field(
         None, description="Map only what lies inside this box too, in degrees; set by --bbox."
-    )
-
-    utm_zone: str | None = Field(
-        None,
-        pattern=r"^(0[1-9]|[1-5][0-9]|60)[ns]$",
-        description="Map only what lies in this UTM zone's strip of six degrees and on its half of "
-        "the Earth, for example 31n; set by grid.crs utm.",
     )
 
     @model_validator(mode="after")
@@ -266,7 +257,7 @@ MaskConfig = Annotated[
 ]
 
 
-class AccessConfig(Part):
+class Access(Part):
     """How pixels are fetched. Secrets come from the environment, never from here."""
 
     sign: Literal["none", "planetary-computer"] = Field(
@@ -289,7 +280,7 @@ class _Source(Part):
         "believe its flag, believe its baseline, drop the item, or refuse to run.",
     )
     mask: MaskConfig = SclMask()
-    access: AccessConfig = AccessConfig()
+    access: Access = Access()
 
     @model_validator(mode="after")
     def _check_dates(self) -> _Source:
@@ -447,7 +438,7 @@ class OutputConfig(Part):
             except RuntimeError as error:
                 raise ValueError(f"{value!r} is not a path ({error})") from None
         value = value.rstrip("/")
-        if not ZONE_GROUP.sub("", value).endswith(".zarr"):
+        if not value.endswith(".zarr"):
             raise ValueError(f"{value!r} does not end in .zarr")
         scheme, separator, _ = value.rpartition("://")
         if separator and scheme not in REMOTE_OUTPUTS:

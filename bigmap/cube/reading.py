@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -28,6 +28,7 @@ from rasterio.transform import array_bounds
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from bigmap import grid
+from bigmap.config import Access
 from bigmap.cube.pixels import Pixels, check_file, has_alpha, read_pixels
 from bigmap.cube.resampling import FileGrid, TargetGrid, plan_sampling, transformer_between
 from bigmap.errors import ReadError, UnfitFileError
@@ -51,37 +52,26 @@ the row behind the last, the first column and the column behind the last."""
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Access:
-    """How files are fetched; see ``source.access`` of the recipe."""
-
-    sign: Literal["none", "planetary-computer"] = "none"
-    unsigned_s3: bool = True
-    requester_pays: bool = False
-    s3_endpoint: str | None = None
-    timeout_s: float = 30.0
-    retries: int = 4
-
-    def gdal_options(self) -> dict[str, Any]:
-        """Return the GDAL configuration for these settings."""
-        options: dict[str, Any] = {
-            # Without these two, opening one COG costs a dozen requests for files beside it.
-            "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-            "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-            "GDAL_HTTP_MAX_RETRY": self.retries,
-            "GDAL_HTTP_RETRY_DELAY": 0.5,
-            # Blocked and overloaded services answer 403 or HTML with 200, not only 5xx.
-            "GDAL_HTTP_RETRY_CODES": "ALL",
-            "GDAL_HTTP_CONNECTTIMEOUT": math.ceil(self.timeout_s),
-            "GDAL_HTTP_LOW_SPEED_TIME": math.ceil(self.timeout_s),
-            "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
-            "AWS_NO_SIGN_REQUEST": "YES" if self.unsigned_s3 else "NO",
-        }
-        if self.requester_pays:
-            options["AWS_REQUEST_PAYER"] = "requester"
-        if self.s3_endpoint:
-            options["AWS_S3_ENDPOINT"] = self.s3_endpoint
-        return options
+def gdal_options(access: Access) -> dict[str, Any]:
+    """Return the GDAL configuration for how files are fetched."""
+    options: dict[str, Any] = {
+        # Without these two, opening one COG costs a dozen requests for files beside it.
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+        "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+        "GDAL_HTTP_MAX_RETRY": access.retries,
+        "GDAL_HTTP_RETRY_DELAY": 0.5,
+        # Blocked and overloaded services answer 403 or HTML with 200, not only 5xx.
+        "GDAL_HTTP_RETRY_CODES": "ALL",
+        "GDAL_HTTP_CONNECTTIMEOUT": math.ceil(access.timeout_s),
+        "GDAL_HTTP_LOW_SPEED_TIME": math.ceil(access.timeout_s),
+        "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
+        "AWS_NO_SIGN_REQUEST": "YES" if access.unsigned_s3 else "NO",
+    }
+    if access.requester_pays:
+        options["AWS_REQUEST_PAYER"] = "requester"
+    if access.s3_endpoint:
+        options["AWS_S3_ENDPOINT"] = access.s3_endpoint
+    return options
 
 
 @dataclass(frozen=True)
@@ -245,7 +235,7 @@ def open_raster(href: str, access: Access, *, fresh: bool = False) -> Iterator[D
     if is_local(href) and not Path(href).exists():
         raise ReadError(f"{href}: no such file")
     with (
-        rasterio.Env(**access.gdal_options(), **(_uncached(href) if fresh else {})),
+        rasterio.Env(**gdal_options(access), **(_uncached(href) if fresh else {})),
         DatasetReader(
             _name_for_gdal(sign_href(href, access.sign)), driver=DRIVERS, sharing=False
         ) as dataset,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import requests
 
-from bigmap.cube.reading import Access, is_local
+from bigmap.config import Access
+from bigmap.cube.reading import is_local
 from bigmap.items import ItemRow
 from bigmap.signing import sign_href
 

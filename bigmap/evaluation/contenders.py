@@ -17,7 +17,7 @@ from bigmap.models import (
     read_card,
 )
 from bigmap.models import find_model as find_kind
-from bigmap.planning import model_choice, use_trained_weights
+from bigmap.models.choosing import choose_model, use_trained_weights
 
 WEIGHTS_SUFFIX = ".safetensors"
 
@@ -49,7 +49,7 @@ def build_contender(recipe: Recipe, weights: str | None = None) -> Contender:
     BigmapError
         If the model cannot be built, or the weights are not its own.
     """
-    choice = model_choice(use_trained_weights(recipe).model)
+    choice = choose_model(use_trained_weights(recipe).model)
     return Contender(recipe.model.name, replace(choice, weights=weights or choice.weights).build())
 
 

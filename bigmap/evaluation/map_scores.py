@@ -12,7 +12,6 @@ from shapely.geometry.base import BaseGeometry
 from bigmap.area import CHOOSE_LAYER, read_area
 from bigmap.chips import SPLITS, Split
 from bigmap.config import Recipe, SimulatedSource
-from bigmap.cube import Access
 from bigmap.errors import OutputError, RecipeError, SamplesError
 from bigmap.evaluation.maps import (
     BlockMapper,
@@ -28,7 +27,7 @@ from bigmap.evaluation.results import Evaluation, ModelScores
 from bigmap.grid import Area
 from bigmap.labels import LabelReader, open_labels
 from bigmap.models import ClassEntry
-from bigmap.planning import model_choice, use_trained_weights
+from bigmap.models.choosing import choose_model, use_trained_weights
 from bigmap.samples import make_splits
 
 Advance = Callable[[int, int], None]
@@ -163,7 +162,7 @@ def open_map_labels(recipe: Recipe, grid: MapGrid) -> LabelReader:
         class_values=[entry.value for entry in grid.legend],
         bounds=grid.bounds,
         seed=recipe.source.seed if isinstance(recipe.source, SimulatedSource) else 0,
-        access=Access(**recipe.source.access.model_dump()),
+        access=recipe.source.access,
     )
 
 
@@ -196,7 +195,7 @@ def check_legend(recipe: Recipe, grids: Sequence[MapGrid]) -> tuple[str, ...]:
         Naming both legends.
     """
     grid = grids[0]
-    spec = model_choice(use_trained_weights(recipe).model).build().spec
+    spec = choose_model(use_trained_weights(recipe).model).build().spec
     if _name_legend(spec.legend) != _name_legend(grid.legend):
         raise OutputError(
             f"--map {grid.path}: has the classes {_name_legend(grid.legend)}, but the recipe's "

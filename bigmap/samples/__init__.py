@@ -3,10 +3,9 @@
 from bigmap.samples.extraction import (
     ExtractSummary,
     SamplesPlan,
-    check_place,
     extract_chips,
     plan_samples,
-    recipe_of_samples,
+    purpose_of_samples,
 )
 from bigmap.samples.joining import Counts
 from bigmap.samples.splits import SplitAreas, make_splits
@@ -16,9 +15,8 @@ __all__ = [
     "ExtractSummary",
     "SamplesPlan",
     "SplitAreas",
-    "check_place",
     "extract_chips",
     "make_splits",
     "plan_samples",
-    "recipe_of_samples",
+    "purpose_of_samples",
 ]

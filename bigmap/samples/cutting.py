@@ -19,16 +19,16 @@ import pyarrow.parquet as pq
 from bigmap import grid
 from bigmap.blocks import name_block
 from bigmap.chips import UNLABELLED, ChipTemplate, stack_days
-from bigmap.cube import Access, CubeReader
-from bigmap.errors import LeaseError, ReadError
+from bigmap.cube.reader import CubeReader, SceneReading
+from bigmap.errors import ReadError
 from bigmap.files import locate, write_atomically
 from bigmap.grid import ROI
 from bigmap.inference import Timings
 from bigmap.items import ItemRow
 from bigmap.labels import LabelReader
-from bigmap.lease import holds_lease
+from bigmap.lease import check_lease
 from bigmap.ledger import BlockRecord, BlockState
-from bigmap.quality import DateRule, MaskRule, choose_dates
+from bigmap.quality import DateRule, choose_dates
 from bigmap.radiometry import DN_OFFSET, DN_SCALE
 from bigmap.samples.candidates import ChipLattice, name_tile
 from bigmap.samples.targets import SensorReader, reduce_date
@@ -48,7 +48,7 @@ class ChipJob:
     lease_owner: str | None
     chips: ChipLattice
     template: ChipTemplate
-    mask: MaskRule
+    reading: SceneReading
     dates: DateRule
     min_dates: int
     min_labelled_percent: float
@@ -56,24 +56,6 @@ class ChipJob:
     target: SensorReader | None
     reduction: Literal["average", "bicubic"] | None
     """How chips are degraded, whose own image is their target; None leaves them as they are."""
-    resampling: Literal["nearest", "bilinear", "cubic"] = "bilinear"
-    loader: Literal["stackstac", "odc-stac"] = "stackstac"
-    on_error: Literal["fail", "drop-date"] = "fail"
-    access: Access = Access()
-    read_threads: int = 8
-
-    def reader(self, rows: Sequence[ItemRow]) -> CubeReader:
-        """Return a reader of some items."""
-        return CubeReader(
-            rows=tuple(rows),
-            lattice=self.chips.lattice,
-            bands=self.template.bands,
-            mask=self.mask,
-            resampling=self.resampling,
-            loader=self.loader,
-            access=self.access,
-            threads=self.read_threads,
-        )
 
 
 @dataclass(frozen=True)
@@ -109,12 +91,11 @@ def cut_block(job: ChipJob, block: ROI, rows: Sequence[ItemRow]) -> BlockRecord:
     OutputError
         If a part cannot be written.
     """
-    cutter = _Cutter(job, job.reader(rows))
+    cutter = _Cutter(job, CubeReader.of(job.reading, rows))
     name = name_block(job.chips.lattice, block)
     for tile in job.chips.tiles(block):
         cutter.cut(tile)
-    if job.lease_owner and not holds_lease(job.run_folder, job.lease_owner):
-        raise LeaseError(f"{job.run_folder}: the extraction belongs to another driver by now")
+    check_lease(job.run_folder, job.lease_owner)
     cutter.write_index(name)
     chips = len(cutter.index["tile"])
     gsd_m = job.chips.lattice.gsd_m
@@ -222,7 +203,7 @@ class _Cutter:
         try:
             return read(days)
         except ReadError:
-            if self.job.on_error == "fail":
+            if self.job.reading.on_error == "fail":
                 raise
         found: dict[dt.date, Any] = {}
         for day in days:

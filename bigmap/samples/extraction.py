@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,37 +16,34 @@ from bigmap.chips import SPLITS, ChipTemplate, is_complete
 from bigmap.config import (
     DownsampledImage,
     InferenceConfig,
-    OutputConfig,
     Recipe,
     SamplesConfig,
     SensorImage,
     SimulatedLabels,
     SimulatedSource,
 )
-from bigmap.cube import Access
-from bigmap.errors import RecipeError, SamplesError, StoppedError
+from bigmap.errors import RecipeError, SamplesError
 from bigmap.grid import ROI
 from bigmap.labels import open_labels
-from bigmap.lease import Lease
-from bigmap.ledger import BlockRecord
 from bigmap.models import ModelSpec
-from bigmap.planning import Plan, mask_rule
+from bigmap.places import Attempt, take_place
+from bigmap.plans import Part, Plan
+from bigmap.purpose import FREE_FIELDS, Purpose
 from bigmap.quality import DateRule
-from bigmap.runner import BlockDriver, Reporter, RunSummary, SilentReporter, stop_on_signals
-from bigmap.runs import RunFolder, check_location, differing_fields
+from bigmap.reporting import Reporter, RunSummary, SilentReporter
+from bigmap.run_folder import RunFolder
+from bigmap.running import PartRun
 from bigmap.samples.candidates import ChipLattice
 from bigmap.samples.cutting import PARTS, ChipJob, cut_block
 from bigmap.samples.drawing import draw_chips
 from bigmap.samples.joining import Counts, join_chips, read_counts
 from bigmap.samples.splits import make_splits
 from bigmap.samples.targets import open_sensor
-from bigmap.store import ShardKey, check_shards
 
 OVERDRAW = 3
 """With ``max_chips``, so many times as many candidates are looked at: some have too few labels or
 dates, and a balanced choice needs some to choose from."""
 MOST_CANDIDATES = 20_000_000
-FINAL_STATES = ("done", "empty")
 
 
 @dataclass(frozen=True)
@@ -55,12 +51,17 @@ class SamplesPlan:
     """Everything an extraction needs to know."""
 
     plan: Plan
-    """Of the recipe's scenes; its blocks are those with candidates."""
+    """Of the recipe's scenes; the blocks of its only part are those with candidates."""
     samples: SamplesConfig
     chips: ChipLattice
     template: ChipTemplate
     candidates: tuple[int, int, int]
     """Places where chips may lie, by split."""
+
+    @property
+    def part(self) -> Part:
+        """The only part of the plan."""
+        return self.plan.only
 
     def job(self, run_folder: str, lease_owner: str | None) -> ChipJob:
         """Return what all blocks have in common.
@@ -73,7 +74,8 @@ class SamplesPlan:
             If labels or targets cannot be used.
         """
         recipe, samples = self.plan.recipe, self.samples
-        access = Access(**recipe.source.access.model_dump())
+        # Chips are cut in one go, and joined to one set.
+        reading = replace(self.part.reading, watch_versions=False)
         bounds = self.chips.area.bounds
         labels, target = samples.labels, samples.target
         return ChipJob(
@@ -81,8 +83,8 @@ class SamplesPlan:
             lease_owner=lease_owner,
             chips=self.chips,
             template=self.template,
-            mask=mask_rule(recipe.source.mask),
-            dates=DateRule(samples.max_dates, samples.min_clear_percent),
+            reading=reading,
+            dates=self.plan.purpose.dates,
             min_dates=samples.min_dates,
             min_labelled_percent=samples.min_labelled_percent,
             labels=None
@@ -95,19 +97,15 @@ class SamplesPlan:
                 seed=_seed_of(recipe),
                 # A set for tests alone may hold one class.
                 least_classes=1 if self.chips.splits.areas[0].is_empty else 2,
-                access=access,
+                access=reading.access,
             ),
             target=open_sensor(
                 target.files, self.template.target_bands, scale=target.scale, offset=target.offset,
-                seed=_seed_of(recipe), access=access,
+                seed=_seed_of(recipe), access=reading.access,
             )
             if isinstance(target, SensorImage)
             else None,
             reduction=target.method if isinstance(target, DownsampledImage) else None,
-            resampling=recipe.reading.resampling,
-            loader=recipe.reading.loader,
-            on_error=recipe.reading.on_error,
-            access=access,
         )  # fmt: skip
 
 
@@ -134,8 +132,8 @@ class ExtractSummary:
         return 3 if self.failures or self.counts is None else 0
 
 
-def recipe_of_samples(recipe: Recipe) -> Recipe:
-    """Return the recipe by which chips are cut: that of the map, less what they do not need.
+def purpose_of_samples(recipe: Recipe) -> Purpose:
+    """Return what chips need of a recipe, whose area, grid, source and bands are those of its map.
 
     Raises
     ------
@@ -155,14 +153,13 @@ def recipe_of_samples(recipe: Recipe) -> Recipe:
                     f"samples.{name}: is of the simulated world, but the scenes are real; give "
                     f"your own, or add --source simulated"
                 )
-    return recipe.model_copy(
-        update={
-            "model": recipe.model.model_copy(update={"weights": None}),
-            "dates": recipe.dates.model_copy(update={"max_per_cell": samples.max_dates}),
-            "inference": InferenceConfig(batch_windows=1),
-            "output": OutputConfig(path=samples.path, overviews=0),
-            "training": None,
-        }
+    return Purpose(
+        samples.path,
+        "samples.path",
+        DateRule(samples.max_dates, samples.min_clear_percent),
+        InferenceConfig(batch_windows=1),
+        None,
+        (*FREE_FIELDS, "dates", "inference", "output", "model.weights"),
     )
 
 
@@ -172,22 +169,25 @@ def plan_samples(plan: Plan) -> SamplesPlan:
     Parameters
     ----------
     plan
-        Of :func:`recipe_of_samples`.
+        For :func:`purpose_of_samples`.
 
     Raises
     ------
+    RecipeError
+        If it has several grids.
     SamplesError
         If chips do not fit the grid or the model, or no place is left for them.
     """
-    recipe, lattice, spec = plan.recipe, plan.lattice, plan.model.spec
+    part = plan.only
+    recipe, lattice, spec = plan.recipe, part.lattice, part.model.spec
     samples = recipe.samples
     assert samples is not None
     is_reduced = isinstance(samples.target, DownsampledImage)
     span_px = samples.chip_px * (spec.upscale if is_reduced else 1)
     _check_chips(samples, spec, span_px, lattice.cell_px)
-    bounds = plan.area.bounds
+    bounds = part.area.bounds
     splits = make_splits(samples.split, crs=recipe.grid.crs, bounds=bounds, seed=samples.seed)
-    chips = ChipLattice(lattice, span_px, plan.area, splits, samples.seed, (1.0, 1.0, 1.0))
+    chips = ChipLattice(lattice, span_px, part.area, splits, samples.seed, (1.0, 1.0, 1.0))
     tiles, split, draw = _list_candidates(chips)
     counts = np.bincount(split, minlength=len(SPLITS))
     if not counts.sum():
@@ -201,10 +201,10 @@ def plan_samples(plan: Plan) -> SamplesPlan:
     drawn = tiles[draw < np.array(shares)[split]]
     blocks = _blocks_of(drawn, lattice.block_px)
     return SamplesPlan(
-        plan=replace(plan, blocks=blocks),
+        plan=replace(plan, parts=(replace(part, blocks=blocks),)),
         samples=samples,
         chips=replace(chips, shares=shares),
-        template=_make_template(recipe, spec, is_reduced=is_reduced),
+        template=_make_template(part, is_reduced=is_reduced),
         candidates=(int(counts[0]), int(counts[1]), int(counts[2])),
     )
 
@@ -230,7 +230,8 @@ def _image_bands(spec: ModelSpec) -> tuple[str, ...]:
     return next((layer.channels for layer in spec.extra_layers if layer.name == "image"), ())
 
 
-def _make_template(recipe: Recipe, spec: ModelSpec, *, is_reduced: bool) -> ChipTemplate:
+def _make_template(part: Part, *, is_reduced: bool) -> ChipTemplate:
+    recipe, spec = part.recipe, part.model.spec
     samples, gsd_m = recipe.samples, recipe.grid.gsd_m
     assert samples is not None
     source = recipe.source
@@ -242,7 +243,7 @@ def _make_template(recipe: Recipe, spec: ModelSpec, *, is_reduced: bool) -> Chip
         target_bands = _image_bands(spec)
         sensor = open_sensor(
             samples.target.files, target_bands, scale=1, offset=0, seed=_seed_of(recipe),
-            access=Access(**source.access.model_dump()),
+            access=part.reading.access,
         )  # fmt: skip
         target_px = max(1, round(samples.chip_px * gsd_m / sensor.gsd_m))
     has_labels = samples.labels is not None
@@ -295,56 +296,12 @@ def _blocks_of(tiles: npt.NDArray[np.int64], block_px: int) -> tuple[ROI, ...]:
     )
 
 
-def check_place(recipe: Recipe, *, resume: bool, overwrite: bool) -> bool:
-    """Tell whether to go on with an extraction, and refuse a place that is taken.
-
-    Parameters
-    ----------
-    recipe
-        Of :func:`recipe_of_samples`.
-
-    Raises
-    ------
-    SamplesError
-        If samples are there and neither flag is given, or they are of another recipe.
-    """
-    path = recipe.output.path
-    folder = RunFolder(path)
-    if resume and overwrite:
-        raise SamplesError("--resume and --overwrite contradict each other; give one")
-    check_location(path, field="samples.path")
-    folder.check_own()
-    if not folder.exists():
-        if not overwrite and is_complete(path):
-            raise SamplesError(f"samples.path: {path} exists; add --overwrite to start again")
-        return False
-    if not (resume or overwrite):
-        raise SamplesError(
-            f"samples.path: {path} exists; add --resume to go on with it or --overwrite to start "
-            "again"
-        )
-    if overwrite:
-        folder.check_removable()
-        return False
-    stored, _ = folder.read_recipe()
-    changed = differing_fields(stored.model_dump(mode="json"), recipe.model_dump(mode="json"))
-    if changed:
-        raise SamplesError(
-            f"samples.path: {path} was started with another {', '.join(changed)}; set it back, or "
-            "choose another samples.path"
-        )
-    return True
-
-
 def extract_chips(
     prepared: SamplesPlan,
     client: Any,
+    attempt: Attempt | None = None,
     *,
-    resume: bool = False,
-    limit: int | None = None,
-    threads: int = 1,
     reporter: Reporter | None = None,
-    overwrite: bool = False,
 ) -> ExtractSummary:
     """Cut the chips of a plan and join them.
 
@@ -354,17 +311,10 @@ def extract_chips(
         From :func:`plan_samples`.
     client
         ``distributed.Client`` of the cluster that works.
-    resume
-        Go on with the extraction that is there; otherwise the place is started anew.
-    limit
-        Cut so many blocks only, for a trial.
-    threads
-        How many threads a worker may compute with.
+    attempt
+        How to go about the place of the samples; by default it must be free.
     reporter
         Shows progress.
-    overwrite
-        Without ``resume``: remove what lies at the place, also if another extraction has put it
-        there since it was looked at.
 
     Raises
     ------
@@ -375,92 +325,56 @@ def extract_chips(
     LostClusterError
         If the cluster is lost; the extraction can be resumed.
     """
-    plan = prepared.plan
-    reporter = reporter or SilentReporter()
-    folder = RunFolder(plan.recipe.output.path)
+    plan, part = prepared.plan, prepared.part
+    attempt, reporter = attempt or Attempt(), reporter or SilentReporter()
+    folder = RunFolder(plan.output)
     job = prepared.job(folder.path, None)  # what is wrong with labels is found before any work
-    lease = Lease(folder.path)
-    lease.acquire(reporter.note)
-    try:
-        if check_place(plan.recipe, resume=resume, overwrite=overwrite and not resume):
-            folder.check_plan(plan)
-            for each in folder.mend(plan, lease):
-                reporter.note(each)
-        else:
-            folder.clear(lease)
-            folder.create(plan, lease)
-        started = time.perf_counter()
-        summary = ExtractSummary(
-            folder.output, len(plan.blocks),
-            candidates=dict(zip(SPLITS, prepared.candidates, strict=True)),
-        )  # fmt: skip
-        if resume and _is_finished(folder):
-            summary.states = Counter(r.state for r in folder.ledger.latest().values())
-            summary.counts = read_counts(folder.output)
-            return summary
-        records = _cut_all(
-            prepared, client, replace(job, lease_owner=lease.state.owner), lease, summary,
-            resume=resume, limit=limit, threads=threads, reporter=reporter,
-        )  # fmt: skip
-        if not (summary.stopped or summary.failures):
-            reporter.note("joining the chips")
-            lease.check()
-            keys = [key for record in records.values() for key, _ in record.shards]
-            is_whole = len(records) == len(plan.blocks) and not summary.states["degraded"]
-            summary.counts = join_chips(
-                prepared.template, prepared.chips, prepared.samples, client, folder,
-                [key for key in keys if key.endswith(".parquet")], keep_parts=not is_whole,
-            )  # fmt: skip
-            draw_chips(folder.path, folder.output, prepared.chips)
-        summary.elapsed_s = time.perf_counter() - started
-        return summary
-    finally:
-        lease.release()
+    with take_place(plan, attempt, reporter.note) as taken:
+        run = PartRun(part, taken, client, reporter, objects=folder.path)
+        if _is_finished(folder):
+            run.audit()
+            return _sum_up(prepared, run.summary, read_counts(folder.output))
+        todo = run.choose()[: attempt.limit]
+        counts = None
+        with run.going(todo):
+            run.do(todo, replace(job, lease_owner=taken.lease.state.owner), cut_block)
+            run.audit()
+            if not run.summary.failures:
+                counts = _join(prepared, run)
+        run.audit()
+        return _sum_up(prepared, run.summary, counts)
 
 
-def _cut_all(
-    prepared: SamplesPlan, client: Any, job: ChipJob, lease: Lease, summary: ExtractSummary, *,
-    resume: bool, limit: int | None, threads: int, reporter: Reporter,
-) -> dict[str, BlockRecord]:  # fmt: skip
-    """Cut what is not cut yet; returns the records of all blocks."""
-    plan = prepared.plan
-    folder = RunFolder(plan.recipe.output.path)
-    ledger = folder.open_ledger(lease)
-    recorded = ledger.latest() if resume else {}
-    lost = set(check_shards(folder.path, _parts_of(recorded.values())))
-    todo = [b for b in plan.blocks if _is_open(recorded.get(plan.name(b)), lost)][:limit]
-    run = RunSummary(planned=len(plan.blocks))
-    driver = BlockDriver(plan, client, ledger, lease, reporter, run)
-    reporter.start(plan, len(todo), Counter(record.state for record in recorded.values()))
-    try:
-        with stop_on_signals():
-            driver.drive(todo, job, cut_block, threads)
-    except StoppedError:
-        summary.stopped = True
-    finally:
-        ledger.flush()
-        reporter.finish()
-    records = ledger.latest()
-    summary.states = Counter(record.state for record in records.values())
-    summary.seconds = run.seconds
-    summary.failures = tuple(
-        (record.block, record.error or "") for record in records.values()
-        if record.state == "failed"
+def _join(prepared: SamplesPlan, run: PartRun) -> Counts:
+    """Make one set of what blocks have cut."""
+    folder = run.taken.folder
+    run.reporter.note("joining the chips")
+    run.lease.check()
+    keys = [key for record in run.records.values() for key, _ in record.shards]
+    is_whole = len(run.records) == len(run.part.blocks) and not run.summary.states["degraded"]
+    counts = join_chips(
+        prepared.template, prepared.chips, prepared.samples, run.client, folder,
+        [key for key in keys if key.endswith(".parquet")], keep_parts=not is_whole,
     )  # fmt: skip
-    return records
+    draw_chips(folder.path, folder.output, prepared.chips)
+    return counts
+
+
+def _sum_up(prepared: SamplesPlan, run: RunSummary, counts: Counts | None) -> ExtractSummary:
+    return ExtractSummary(
+        prepared.plan.output,
+        len(prepared.part.blocks),
+        states=run.states,
+        counts=counts,
+        candidates=dict(zip(SPLITS, prepared.candidates, strict=True)),
+        elapsed_s=run.elapsed_s,
+        seconds=run.seconds,
+        stopped=run.stopped,
+        failures=run.failures,
+    )
 
 
 def _is_finished(folder: RunFolder) -> bool:
     """Tell whether the chips are joined and the parts, which more blocks would need, are gone."""
     filesystem, root = fsspec.core.url_to_fs(folder.path)
     return is_complete(folder.output) and not filesystem.exists(f"{root}/{PARTS}")
-
-
-def _is_open(record: BlockRecord | None, lost: set[str]) -> bool:
-    if record is None or record.state not in FINAL_STATES:
-        return True
-    return any(key in lost for key, _ in record.shards)
-
-
-def _parts_of(records: Iterable[BlockRecord]) -> Iterator[ShardKey]:
-    return (ShardKey(*shard) for record in records for shard in record.shards)

@@ -24,11 +24,11 @@ from bigmap.chips import (
     create_chips,
     write_chips,
 )
-from bigmap.clusters.mapping import map_on
+from bigmap.clusters.driving import Policy, map_on
 from bigmap.config import SamplesConfig
 from bigmap.errors import SamplesError
 from bigmap.files import parse_json, write_atomically
-from bigmap.runs import RunFolder
+from bigmap.run_folder import RunFolder
 from bigmap.samples.candidates import ChipLattice, choose_chips
 from bigmap.samples.cutting import PARTS
 
@@ -102,7 +102,12 @@ def join_chips(
         (first, tiles[first : first + step].tolist(), positions[first : first + step])
         for first in range(0, len(order), step)
     ]
-    deque(map_on(client, _ShardJoin(folder.path, folder.output, template), shards), maxlen=0)
+    join = _ShardJoin(folder.path, folder.output, template)
+    policy = Policy(advice="go on with --resume")
+    deque(
+        map_on(client, join, shards, policy=policy, name=lambda shard: f"chips from {shard[0]}"),
+        maxlen=0,
+    )
     complete_chips(folder.output)
     filesystem, root = fsspec.core.url_to_fs(folder.path)
     text = json.dumps(asdict(counts), indent=2) + "\n"

@@ -18,7 +18,8 @@ from bigmap.files import parse_json, write_and_sync
 from bigmap.lease import LEASE_FOLDER, Lease
 from bigmap.models import MapModel, Training, save_weights
 from bigmap.models.checkpoint import read_pickle
-from bigmap.runs import MARK, check_run_folder, differing_fields
+from bigmap.places import list_differing
+from bigmap.run_folder import MARK, check_run_folder
 
 VERSION = 1
 """Of checkpoints; others are refused."""
@@ -150,7 +151,7 @@ class TrainingFolder:
             )
         # As JSON holds it: tuples are lists.
         given = json.loads(json.dumps(fingerprint))
-        changed = differing_fields(stored, given)
+        changed = list(list_differing(stored, given))
         if changed:
             raise TrainingError(
                 f"training.weights: {self.weights} was started with another {', '.join(changed)}; "

@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from bigmap import errors
+from bigmap.clusters.ranks import LOOPBACK
 from bigmap.config import Recipe
 from bigmap.errors import BigmapError, LostRankError, TrainingError
 from bigmap.machine import ALLOCATOR, count_cores
 from bigmap.training.progress import TrainingReporter
-from bigmap.training.ranks import LOOPBACK, STORE_VARIABLE
+from bigmap.training.ranks import STORE_VARIABLE
 from bigmap.training.relaying import relay
 from bigmap.training.standing import TrainingSummary
 

@@ -10,16 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from bigmap.clusters import Cluster
-from bigmap.clusters.ranks import Seat, run_on_workers
+from bigmap.clusters.ranks import Rank, run_on_workers
 from bigmap.clusters.sizes import size_cluster
 from bigmap.config import Recipe, parse_recipe
+from bigmap.signals import note_signals
 from bigmap.training.preparing import check_parts, prepare_training
 from bigmap.training.progress import SilentTraining, TrainingReporter
-from bigmap.training.ranks import Rank
 from bigmap.training.relaying import RelayingReporter, relay
 from bigmap.training.standing import TrainingSummary
 from bigmap.training.starting import run_rank
-from bigmap.training.stopping import note_signals
 
 LOOK_EVERY_S = 1.0
 
@@ -43,12 +42,12 @@ def train_on_cluster(
     reporter = reporter or SilentTraining()
     job = prepare_training(recipe)
     job.folder.check(resume=resume, overwrite=overwrite)
-    seats = size_cluster(recipe.cluster).sure_workers
-    check_parts(job.settings, world=seats)
+    world = size_cluster(recipe.cluster).sure_workers
+    check_parts(job.settings, world=world)
     stop = job.folder.path.with_suffix(".stop").absolute()
     stop.unlink(missing_ok=True)
     task = partial(
-        _run_seat, content=json.dumps(recipe.model_dump(mode="json")), resume=resume,
+        _run_rank, content=json.dumps(recipe.model_dump(mode="json")), resume=resume,
         overwrite=overwrite, stop=str(stop),
     )  # fmt: skip
     try:
@@ -56,7 +55,7 @@ def train_on_cluster(
             results = run_on_workers(
                 cluster.client,
                 task,
-                seats=seats,
+                world=world,
                 receive=lambda line: relay(json.loads(line), reporter),
                 tick=lambda: _pass_on(flag, stop),
             )
@@ -72,8 +71,8 @@ def _pass_on(should_stop: Callable[[], bool], stop: Path) -> None:
         stop.touch()
 
 
-def _run_seat(
-    seat: Seat,
+def _run_rank(
+    rank: Rank,
     send: Callable[[str], None],
     *,
     content: str,
@@ -85,7 +84,7 @@ def _run_seat(
     recipe = parse_recipe(json.loads(content), origin="recipe")
     summary = run_rank(
         prepare_training(recipe),
-        Rank(**vars(seat)),
+        rank,
         resume=resume,
         overwrite=overwrite,
         reporter=RelayingReporter(send),

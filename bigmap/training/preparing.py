@@ -15,8 +15,8 @@ from bigmap.config import ImageObjective, PlateauSchedule, Recipe, TrainingConfi
 from bigmap.errors import RecipeError, SamplesError, TrainingError
 from bigmap.losses import class_weights
 from bigmap.models import ModelChoice, NetworkModel
+from bigmap.models.choosing import choose_model
 from bigmap.models.layers import BandStatistics
-from bigmap.planning import model_choice
 from bigmap.training.augmenting import draw_variation, vary_nothing
 from bigmap.training.batches import Batch, ChipView, collate
 from bigmap.training.folder import TrainingFolder
@@ -144,7 +144,7 @@ def prepare_training(recipe: Recipe) -> TrainingJob:
             "system, not to a URL"
         )
     chips = ChipSet(recipe.samples.path)
-    choice = model_choice(recipe.model)
+    choice = choose_model(recipe.model)
     model = choice.build()
     if not isinstance(model, NetworkModel):
         raise TrainingError(f"model.name: {recipe.model.name} has no weights that can be trained")

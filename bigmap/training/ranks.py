@@ -7,16 +7,15 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bigmap.clusters.ranks import LOOPBACK, Rank
 from bigmap.errors import LostRankError, TrainingError
 
-LOOPBACK = "127.0.0.1"
 TIMEOUT_VARIABLE = "BIGMAP_TRAIN_TIMEOUT_S"
 STORE_VARIABLE = "BIGMAP_TRAIN_STORE_FD"
 """The socket on which the first process listens, where whoever started it has opened it."""
@@ -26,32 +25,6 @@ JOIN_S = 600.0
 """For which a process waits for the others to come."""
 BUCKET_VALUES = 16_000_000
 """Gradients that are added up in one go."""
-
-
-@dataclass(frozen=True)
-class Rank:
-    """One of the processes that train together."""
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    """Among those of its machine; chooses the GPU."""
-    local_world: int = 1
-    address: str = LOOPBACK
-    """Where the first process listens."""
-    port: int = 0
-    is_hosted: bool = False
-    """Whether torchrun listens there instead."""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether it is the one that writes files and tells of the progress."""
-        return self.rank == 0
-
-    @property
-    def is_one_machine(self) -> bool:
-        """Whether all processes are of this machine."""
-        return self.local_world == self.world
 
 
 def find_rank(environment: Mapping[str, str] = os.environ) -> Rank | None:

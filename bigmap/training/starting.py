@@ -8,19 +8,20 @@ from contextlib import contextmanager
 
 import torch
 
+from bigmap.clusters.ranks import Rank
 from bigmap.config import Recipe
 from bigmap.errors import BigmapError, OutputError, TrainingError
 from bigmap.lease import Lease
 from bigmap.machine import count_cores, count_gpus
-from bigmap.runs import mark_run_folder
+from bigmap.run_folder import mark_run_folder
+from bigmap.signals import note_signals
 from bigmap.training.folder import TrainingFolder
 from bigmap.training.launching import launch
 from bigmap.training.loop import Trainer
 from bigmap.training.preparing import TrainingJob, check_parts, prepare_training
 from bigmap.training.progress import SilentTraining, TrainingReporter
-from bigmap.training.ranks import Link, Rank, find_rank, open_link
+from bigmap.training.ranks import Link, find_rank, open_link
 from bigmap.training.standing import TrainingSummary
-from bigmap.training.stopping import note_signals
 
 
 def train_recipe(

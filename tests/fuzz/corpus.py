@@ -28,8 +28,9 @@ from bigmap.config import FilesSource, load_recipe
 from bigmap.lease import Lease
 from bigmap.ledger import BlockRecord
 from bigmap.models import Training, build_model, save_weights
-from bigmap.planning import Plan, make_plan
-from bigmap.runs import RunFolder
+from bigmap.planning import make_plan
+from bigmap.plans import Plan
+from bigmap.run_folder import RunFolder
 from bigmap.simulate import FLAVOURS, SceneRequest, write_geoparquet, write_static_catalog
 from bigmap.simulate.flavours import list_scene_files, restyle_item
 from bigmap.simulate.items import COLLECTION, describe_item
@@ -38,7 +39,6 @@ from bigmap.simulate.requests import list_request_parts
 from bigmap.staging import stage_plan
 from bigmap.store import create_map, create_root
 from bigmap.training.folder import TrainingFolder
-from bigmap.zones import ZonePlans
 from tests.fuzz.mutating import Files
 from tests.integration.small_world import BBOX, raw_recipe, write_recipe, write_scenes
 from tests.unit.training.chip_cases import write_chips
@@ -262,31 +262,28 @@ def describe_wide_scenes() -> dict[str, Any]:
     return {"type": "FeatureCollection", "features": items}
 
 
-def write_run(planned: Plan | ZonePlans) -> None:
+def write_run(planned: Plan) -> None:
     """Write what a run of a plan leaves, short of pixels."""
-    folder = RunFolder(planned.recipe.output.path)
+    folder = RunFolder(planned.output)
     lease = Lease(folder.path)
     lease.acquire()
-    if isinstance(planned, ZonePlans):
-        sizes = [len(each.blocks) for each in planned.plans]
-        create_root(folder.output, {"title": "zones", "bigmap:recipe": {}}, planned.groups)
-        folder.create_zones(planned.recipe, dict(zip(planned.groups, sizes, strict=True)), lease)
-        for each in planned.plans:
-            write_run(each)
-    else:
-        folder.create(planned, lease)
-        create_map(folder.output, planned.template())
-        book = folder.open_ledger(lease)
-        for number, block in enumerate(planned.blocks):
+    folder.create(planned, lease)
+    names = [part.name for part in planned.parts if part.name]
+    if names:
+        create_root(folder.output, {"title": "zones", "bigmap:recipe": {}}, names)
+    for part in planned.parts:
+        create_map(part.store, part.template())
+        book = folder.part(part.name).open_ledger(lease)
+        for number, block in enumerate(part.blocks):
             book.append(BlockRecord(
-                block=planned.name(block), state=("done", "empty", "failed")[number % 3],
+                block=part.name_block(block), state=("done", "empty", "failed")[number % 3],
                 dates=("2024-04-01",), seconds={"read": 0.5}, shards=(("class/c/0/0", 12),),
                 finished="2024-05-01T10:00:00+00:00",
             ))  # fmt: skip
             book.flush()
             if number == 1:
                 book.compact()
-        folder.mark_overviews(lease, complete=True)
+        folder.part(part.name).mark_overviews(lease, complete=True)
     lease.release()
     # A lease of another process and another time would be another input.
     holder = {"owner": "0" * 32, "host": "elsewhere", "pid": 1, "renewed": 1.7e9, "released": True}

@@ -26,6 +26,7 @@ from bigmap.chips import ChipSet
 from bigmap.cli.ending import USER_ERROR
 from bigmap.cli.status import show_status, status_dict
 from bigmap.config import (
+    Access,
     FilesSource,
     RasterLabels,
     StacApiSource,
@@ -36,18 +37,20 @@ from bigmap.config import (
     parse_recipe,
     parse_yaml,
 )
-from bigmap.cube import Access
 from bigmap.labels import open_labels
 from bigmap.lease import Lease
+from bigmap.loads import estimate_plan
 from bigmap.models import read_tensors
 from bigmap.models.published import import_weights
+from bigmap.places import Attempt, check_place
 from bigmap.planning import make_plan
-from bigmap.runs import RunFolder, check_output, read_status
+from bigmap.purpose import Purpose
+from bigmap.run_folder import RunFolder
 from bigmap.simulate.items import COLLECTION
-from bigmap.staging import read_staged, use_staged, verify_stage
+from bigmap.staging import verify_stage
+from bigmap.status import read_status
 from bigmap.store import has_map
 from bigmap.training.folder import TrainingFolder
-from bigmap.zones import is_utm, plan_zones
 from tests.fuzz.corpus import API, CRS, FINGERPRINT, LEFT, SOURCE_DAYS, TOP, WORLD
 from tests.fuzz.mutating import Files
 
@@ -192,7 +195,7 @@ def read_labels(case: Path) -> None:
 
 def plan_map(case: Path) -> None:
     """Plan a map, as far as its cost."""
-    plan(load_recipe(case / "recipe.yaml")).estimate()
+    estimate_plan(plan(load_recipe(case / "recipe.yaml")))
 
 
 def show_run(case: Path) -> None:
@@ -205,12 +208,8 @@ def show_run(case: Path) -> None:
 def resume_run(case: Path) -> None:
     """Read what a run needs to go on, up to its first block."""
     recipe = load_recipe(case / "recipe.yaml", [f"output.path={case}/map.zarr"])
-    check_output(recipe, resume=True, overwrite=False)
-    if is_utm(recipe):
-        plan_zones(recipe, resume=True)
-        return
-    folder = RunFolder(recipe.output.path)
-    folder.check_plan(make_plan(recipe, catalogue=folder.read_items()))
+    check_place(recipe, Purpose.of_map(recipe), Attempt(resume=True))
+    make_plan(recipe, resume=True)
 
 
 def keep_ledger(case: Path) -> None:
@@ -219,7 +218,7 @@ def keep_ledger(case: Path) -> None:
     lease = Lease(folder.path)
     lease.acquire()
     try:
-        book = folder.open_ledger(lease)
+        book = folder.part("").open_ledger(lease)
         book.mend()
         book.latest()
         book.compact()
@@ -230,8 +229,8 @@ def keep_ledger(case: Path) -> None:
 def read_earlier(case: Path) -> None:
     """Read what the blocks of an earlier run can be reused by."""
     output = str(case / "map.zarr")
-    zones = RunFolder(output).zones()
-    RunFolder("/".join([output, *sorted(zones)[:1]])).read_plan()
+    folder = RunFolder(output)
+    folder.part(min(folder.parts())).read_plan()
 
 
 def open_maps(case: Path) -> None:
@@ -294,7 +293,7 @@ def read_stage(case: Path) -> None:
     """Plan with staged scenes, and compare them with their checksums."""
     verify_stage(case / "stage", jobs=1)
     recipe = load_recipe(case / "recipe.yaml")
-    use_staged(make_plan(recipe, catalogue=read_staged(case / "stage")), case / "stage")
+    make_plan(recipe, staged=case / "stage")
 
 
 def give_command(case: Path) -> None:

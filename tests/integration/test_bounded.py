@@ -15,8 +15,10 @@ from bigmap.config import parse_recipe
 from bigmap.errors import OutputError
 from bigmap.lease import Lease
 from bigmap.ledger import BlockRecord, Ledger
-from bigmap.runner import SilentReporter, run_plan
-from bigmap.runs import RunFolder
+from bigmap.places import Attempt
+from bigmap.reporting import SilentReporter
+from bigmap.run_folder import RunFolder
+from bigmap.running import run_plan
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes
 
@@ -83,11 +85,11 @@ def make_plan(tmp_path, side_px):
 @pytest.mark.slow
 def test_ten_thousand_blocks(tmp_path, record_property, capsys):
     plan = make_plan(tmp_path, 64)
-    assert len(plan.blocks) > BLOCKS
+    assert len(plan.only.blocks) > BLOCKS
     watch, counter = MemoryWatch(), CountsTasks()
     with start_cluster() as (cluster, client):
         cluster.scheduler.add_plugin(counter)
-        summary = run_plan(plan, client, limit=BLOCKS, reporter=watch, task=do_nothing)
+        summary = run_plan(plan, client, Attempt(limit=BLOCKS), reporter=watch, task=do_nothing)
     assert summary.exit_code == 0
     assert summary.states == {"empty": BLOCKS}
     assert counter.sent == BLOCKS, "one task a block"
@@ -114,8 +116,8 @@ def test_a_failing_block_is_tried_again_and_then_recorded(tmp_path):
         start_cluster(threads=1) as (_, client),
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr("bigmap.runner.RETRY_DELAY_S", 0.01)
-        summary = run_plan(plan, client, limit=3, task=fail_in_the_middle)
+        patch.setattr("bigmap.clusters.driving.RETRY_DELAY_S", 0.01)
+        summary = run_plan(plan, client, Attempt(limit=3), task=fail_in_the_middle)
         assert summary.exit_code == 3
         assert summary.states == {"empty": 2, "failed": 1}
         ((name, error),) = summary.failures
@@ -123,7 +125,7 @@ def test_a_failing_block_is_tried_again_and_then_recorded(tmp_path):
         record = Ledger(RunFolder(plan.recipe.output.path).path).latest()[name]
         assert record.attempts == 3
         # Resuming does the failed block again and leaves the others.
-        again = run_plan(plan, client, limit=1, resume=True, task=do_nothing)
+        again = run_plan(plan, client, Attempt(limit=1, resume=True), task=do_nothing)
         assert again.exit_code == 0
         assert again.sent == 1
         assert again.states == {"empty": 3}
@@ -150,7 +152,7 @@ def find_another_dtype(job, block, rows):
 def test_what_trying_again_cannot_help_is_not_tried_again(tmp_path):
     plan = make_plan(tmp_path, 64)
     with start_cluster(threads=1) as (_, client):
-        summary = run_plan(plan, client, limit=1, task=find_another_dtype)
+        summary = run_plan(plan, client, Attempt(limit=1), task=find_another_dtype)
     ((name, error),) = summary.failures
     assert error == "B04.tif: holds float32"
     record = Ledger(RunFolder(plan.recipe.output.path).path).latest()[name]
@@ -167,7 +169,7 @@ def test_a_second_driver_is_refused(tmp_path):
     lease.acquire()
     try:
         with pytest.raises(LeaseError, match="another run"):
-            run_plan(plan, None, limit=1)
+            run_plan(plan, None, Attempt(limit=1))
     finally:
         lease.release()
     assert not folder.exists()
@@ -176,11 +178,11 @@ def test_a_second_driver_is_refused(tmp_path):
 def test_a_map_that_another_run_finished_meanwhile_stays(tmp_path):
     slow, fast = make_plan(tmp_path, 64), make_plan(tmp_path, 64)
     with start_cluster(threads=1) as (_, client):
-        run_plan(fast, client, limit=2, task=do_nothing)
+        run_plan(fast, client, Attempt(limit=2), task=do_nothing)
         folder = RunFolder(fast.recipe.output.path)
         before = Ledger(folder.path).latest()
         with pytest.raises(OutputError, match="exists; add --resume to go on with it or --overw"):
-            run_plan(slow, client, limit=1, task=do_nothing)
+            run_plan(slow, client, Attempt(limit=1), task=do_nothing)
     assert Ledger(folder.path).latest() == before
     assert len(before) == 2
 
@@ -194,6 +196,6 @@ def test_the_stored_recipe_is_read_back(tmp_path):
     lease.release()
     stored, blocks = folder.read_recipe()
     assert stored == plan.recipe
-    assert blocks == len(plan.blocks)
-    assert folder.read_items().rows == plan.catalogue.rows
+    assert blocks == len(plan.only.blocks)
+    assert folder.part("").read_items().rows == plan.only.catalogue.rows
     assert yaml.safe_load(plan.recipe.to_yaml())["name"] == "tiny"

@@ -5,6 +5,7 @@ from rasterio.warp import transform_bounds
 
 import bigmap
 from bigmap.config import parse_recipe
+from bigmap.loads import estimate_plan
 from tests.integration.tiny_scenes import BANDS, PIXEL_M, write_tiny_scenes
 
 BLOCK_PX, CORE_PX, DATES = 256, 128, 2
@@ -30,8 +31,8 @@ def estimate(folder, *, side_px, overlap):
             }
         )
     )  # fmt: skip
-    assert len(plan.blocks) == 1
-    return plan.estimate(), plan.halo_px
+    assert len(plan.only.blocks) == 1
+    return estimate_plan(plan), plan.only.halo_px
 
 
 @pytest.mark.parametrize(("side_px", "cores"), [(256, 4), (128, 1)])

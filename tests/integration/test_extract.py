@@ -19,11 +19,12 @@ import bigmap
 from bigmap.chips import ChipSet
 from bigmap.cli import app
 from bigmap.config import parse_recipe
-from bigmap.errors import SamplesError
+from bigmap.errors import OutputError
+from bigmap.places import Attempt
 from bigmap.planning import make_plan
-from bigmap.runner import SilentReporter
-from bigmap.runs import RunFolder
-from bigmap.samples import extract_chips, plan_samples, recipe_of_samples
+from bigmap.reporting import SilentReporter
+from bigmap.run_folder import RunFolder
+from bigmap.samples import extract_chips, plan_samples, purpose_of_samples
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes
 
@@ -76,9 +77,9 @@ def make_recipe(world, path, *, block_px=16, **samples):
     )  # fmt: skip
 
 
-def extract(recipe, client, **options):
-    of_samples = recipe_of_samples(recipe)
-    return extract_chips(plan_samples(make_plan(of_samples)), client, **options)
+def extract(recipe, client, reporter=None, **attempt):
+    plan = make_plan(recipe, purpose=purpose_of_samples(recipe), resume="resume" in attempt)
+    return extract_chips(plan_samples(plan), client, Attempt(**attempt), reporter=reporter)
 
 
 def files_of(path):
@@ -221,10 +222,10 @@ def test_the_command_prints_counts_and_refuses_a_place_that_is_taken(world, tmp_
     found = json.loads(result.stdout.splitlines()[0])
     assert found["counts"]["chips"]["train"] > 10
     assert "cropland" in result.stderr
-    with pytest.raises(SamplesError, match="exists; add --resume to go on with it or --overwrite"):
+    with pytest.raises(OutputError, match="exists; add --resume to go on with it or --overwrite"):
         CliRunner().invoke(app, ["extract", str(file)], catch_exceptions=False)
     other = ["extract", str(file), "--resume", "--set", "samples.chip_px=2"]
-    with pytest.raises(SamplesError, match=r"was started with another samples\.chip_px"):
+    with pytest.raises(OutputError, match=r"was started with another samples\.chip_px"):
         CliRunner().invoke(app, other, catch_exceptions=False)
 
 
@@ -285,7 +286,7 @@ class _Overload(SilentReporter):
 
 
 def test_labels_that_fail_twice_are_read(world, client, tmp_path, monkeypatch):
-    monkeypatch.setattr("bigmap.runner.RETRY_DELAY_S", 0.01)
+    monkeypatch.setattr("bigmap.clusters.driving.RETRY_DELAY_S", 0.01)
     values = np.random.default_rng(5).integers(0, 2, (300, 300)).astype(np.uint8)
     left, top, pixel_m = 390_000, 4_650_000, 300
     with MemoryFile() as memory:

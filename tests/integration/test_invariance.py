@@ -25,8 +25,11 @@ import bigmap
 from bigmap.config import parse_recipe
 from bigmap.errors import OutputError
 from bigmap.ledger import Ledger
-from bigmap.runner import SilentReporter, run_plan
-from bigmap.runs import RunFolder, read_status
+from bigmap.places import Attempt
+from bigmap.reporting import SilentReporter
+from bigmap.run_folder import RunFolder
+from bigmap.running import run_plan
+from bigmap.status import read_status
 from tests.integration.gated_model import Gate, install_gated_model
 from tests.integration.local import start_cluster
 from tests.integration.real_scenes import raw_recipe
@@ -84,9 +87,10 @@ def clients():
 def run(raw, client, *, shuffle=None):
     plan = bigmap.plan(parse_recipe(raw))
     if shuffle is not None:
-        blocks = list(plan.blocks)
+        blocks = list(plan.only.blocks)
         random.Random(shuffle).shuffle(blocks)
-        plan = dataclasses.replace(plan, blocks=tuple(blocks))
+        part = dataclasses.replace(plan.only, blocks=tuple(blocks))
+        plan = dataclasses.replace(plan, parts=(part,))
     summary = run_plan(plan, client)
     assert summary.exit_code == 0, summary
     return digest(raw["output"]["path"])
@@ -225,11 +229,11 @@ def test_a_lost_shard_is_made_again(shared_data, tmp_path, clients):
     base = run(raw, clients(2))
     (tmp_path / "a.zarr" / next(key for key in base if key.startswith("class"))).unlink()
     plan = bigmap.plan(parse_recipe(raw))
-    summary = run_plan(plan, clients(2), resume=True)
+    summary = run_plan(plan, clients(2), Attempt(resume=True))
     assert (summary.sent, summary.exit_code) == (1, 0)
     assert digest(tmp_path / "a.zarr") == base
     shutil.rmtree(tmp_path / "a.zarr")
-    summary = run_plan(plan, clients(2), resume=True)
+    summary = run_plan(plan, clients(2), Attempt(resume=True))
     assert (summary.sent, summary.exit_code) == (summary.planned, 0)
     assert digest(tmp_path / "a.zarr") == base
 
@@ -250,7 +254,7 @@ def test_overviews_that_were_stopped_are_made_on_resume(shared_data, tmp_path, c
     summary = run_plan(plan, clients(2), reporter=Stops())
     assert (summary.exit_code, summary.has_overviews) == (75, False)
     assert not read_status(str(tmp_path / "b.zarr")).has_overviews
-    summary = run_plan(plan, clients(2), resume=True)
+    summary = run_plan(plan, clients(2), Attempt(resume=True))
     assert (summary.sent, summary.exit_code) == (0, 0)
     assert digest(tmp_path / "b.zarr") == base
 
@@ -262,7 +266,7 @@ def test_a_run_whose_area_changed_under_its_name_is_not_resumed(shared_data, tmp
     run(raw, clients(2))
     gpd.GeoDataFrame(geometry=[shapely.box(*AREA)], crs=4326).to_file(outline)
     with pytest.raises(OutputError, match=r"area\.file: its content"):
-        run_plan(bigmap.plan(parse_recipe(raw)), clients(2), resume=True)
+        run_plan(bigmap.plan(parse_recipe(raw)), clients(2), Attempt(resume=True))
 
 
 @pytest.mark.slow

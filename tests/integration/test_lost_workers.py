@@ -14,11 +14,14 @@ from distributed import Client
 from distributed.comm import CommClosedError
 
 from bigmap.clusters import open_cluster
+from bigmap.clusters.driving import Policy, Work, _Driver
 from bigmap.clusters.local import start_local
 from bigmap.config import parse_recipe
 from bigmap.ledger import Ledger
-from bigmap.runner import BlockDriver, SilentReporter, run_plan
-from bigmap.runs import RunFolder
+from bigmap.places import Attempt
+from bigmap.reporting import SilentReporter
+from bigmap.run_folder import RunFolder
+from bigmap.running import run_plan
 from tests.integration.local import find_workers, wait_until
 from tests.integration.test_bounded import do_nothing, make_plan
 
@@ -38,14 +41,14 @@ def kill_own_worker(job, block, rows):
 @pytest.mark.parametrize(("kills", "state"), [(1, "empty"), (2, "failed")])
 def test_a_lost_worker_is_no_failure_of_its_block(tmp_path, monkeypatch, kills, state):
     # One failure would be too much here, and so would two lost workers.
-    monkeypatch.setattr("bigmap.runner.MAX_ATTEMPTS", 1)
-    monkeypatch.setattr("bigmap.runner.MAX_LOSSES", 2)
+    monkeypatch.setattr("bigmap.clusters.driving.MAX_ATTEMPTS", 1)
+    monkeypatch.setattr("bigmap.clusters.driving.MAX_LOSSES", 2)
     monkeypatch.setenv("BIGMAP_TEST_KILLS", str(kills))
     plan = make_plan(tmp_path, 64)
     raw = {"kind": "local", "workers": 1, "blocks_per_worker": 1, "memory_gb": 4}
     recipe = parse_recipe(plan.recipe.model_dump(mode="json") | {"cluster": raw})
     with open_cluster(recipe.cluster) as client:
-        summary = run_plan(plan, client, limit=1, task=kill_own_worker)
+        summary = run_plan(plan, client, Attempt(limit=1), task=kill_own_worker)
     assert summary.states == {state: 1}
     (record,) = Ledger(RunFolder(plan.recipe.output.path).path).latest().values()
     assert record.attempts == 1
@@ -70,12 +73,12 @@ class LosesAWorker:
 )
 def test_a_worker_lost_while_the_job_is_brought_is_no_lost_cluster(tmp_path, losses, status, calls):
     client = LosesAWorker(losses, status)
-    driver = BlockDriver(make_plan(tmp_path, 64), client, None, None, None, None)
+    driver = _Driver(client, Work(), Policy(), print, print)
     if losses < calls:
-        driver._bring(None)
+        driver.bring()
     else:
         with pytest.raises(CommClosedError):
-            driver._bring(None)
+            driver.bring()
     assert client.calls == calls
 
 
@@ -99,7 +102,7 @@ class NotesAll(SilentReporter):
 
     def start(self, plan, todo, recorded) -> None:
         (Path(RunFolder(plan.recipe.output.path).path) / "hangs").write_text(
-            plan.name(plan.blocks[0])
+            plan.name_block(plan.blocks[0])
         )
 
     def note(self, message: str) -> None:
@@ -110,23 +113,24 @@ class NotesAll(SilentReporter):
 def test_a_block_that_hangs_is_given_up_and_those_behind_it_are_not(
     tmp_path, monkeypatch, hangs, state
 ):
-    monkeypatch.setattr("bigmap.runner.RETRY_DELAY_S", 0.01)
-    monkeypatch.setattr("bigmap.runner.TICK_S", 0.2)
+    monkeypatch.setattr("bigmap.clusters.driving.RETRY_DELAY_S", 0.01)
+    monkeypatch.setattr("bigmap.clusters.driving.TICK_S", 0.2)
     # Those behind it lose their worker too, which no block may here but for a block that hung.
-    monkeypatch.setattr("bigmap.runner.MAX_LOSSES", 1)
-    monkeypatch.setattr("bigmap.runner.IN_FLIGHT_PER_SLOT", 8)
+    monkeypatch.setattr("bigmap.clusters.driving.MAX_LOSSES", 1)
+    monkeypatch.setattr("bigmap.clusters.driving.IN_FLIGHT_PER_SLOT", 8)
     monkeypatch.setenv("BIGMAP_TEST_HANGS", str(hangs))
     plan = make_plan(tmp_path, 64)
     raw = plan.recipe.model_dump(mode="json") | {
         "cluster": {"kind": "local", "workers": 1, "blocks_per_worker": 1, "memory_gb": 4},
         "run": {"block_timeout_s": 3},
     }
-    plan = replace(plan, recipe=parse_recipe(raw))
+    recipe = parse_recipe(raw)
+    plan = replace(plan, recipe=recipe, parts=(replace(plan.only, recipe=recipe),))
     reporter = NotesAll()
     with open_cluster(plan.recipe.cluster) as client:
-        summary = run_plan(plan, client, limit=8, task=hang, reporter=reporter)
+        summary = run_plan(plan, client, Attempt(limit=8), task=hang, reporter=reporter)
     records = Ledger(RunFolder(plan.recipe.output.path).path).latest()
-    first = records.pop(plan.name(plan.blocks[0]))
+    first = records.pop(plan.only.name_block(plan.only.blocks[0]))
     assert (first.state, first.attempts) == (state, 3)
     # They were sent with it, and waited on its worker as long as it ran.
     assert {(record.state, record.attempts) for record in records.values()} == {("empty", 1)}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bigmap.clusters import open_cluster
-from bigmap.clusters.mapping import map_on
+from bigmap.clusters.driving import map_on
 from bigmap.config import LocalCluster
 from bigmap.errors import ReadError, RunError, SamplesError, UnfitFileError
 
@@ -75,7 +75,7 @@ def test_a_lost_worker_s_items_are_done_again(client, tmp_path) -> None:
 def test_errors_come_as_they_are(client, tmp_path) -> None:
     with pytest.raises(SamplesError, match=r"samples.labels: cannot be read"):
         list(map_on(client, Square(str(tmp_path), refuses=3), range(9)))
-    with pytest.raises(RunError, match=r"4: failed in 3 attempts \(a disk is gone\)"):
+    with pytest.raises(RunError, match=r"4: failed in 3 attempts \(OSError: a disk is gone\)"):
         list(map_on(client, Square(str(tmp_path), fails_at=4), range(9)))
 
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_read_for_a_moment_is_read_again(client, tmp_path, monkey
     with pytest.raises(UnfitFileError, match=r"^labels\.tif: has 3 bands$"):
         list(map_on(client, Square(str(tmp_path), unfit=2), range(9)))
     assert len(list(tmp_path.glob("unfit*"))) == 1, "trying again does not help"
-    monkeypatch.setattr("bigmap.clusters.mapping.MAX_ATTEMPTS", 2)
+    monkeypatch.setattr("bigmap.clusters.driving.MAX_ATTEMPTS", 2)
     (tmp_path / "other").mkdir()
     with pytest.raises(ReadError, match=r"^labels\.tif: HTTP response code: 503$"):
         list(map_on(client, Square(str(tmp_path / "other"), misses=3), range(9)))

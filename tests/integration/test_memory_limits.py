@@ -5,6 +5,7 @@ import pytest
 import bigmap
 from bigmap.config import parse_recipe
 from bigmap.errors import PlanError
+from bigmap.loads import count_memory_gb
 from tests.integration.tiny_scenes import write_tiny_scenes
 
 
@@ -26,17 +27,19 @@ def make_recipe(folder, *, width=16, batch_windows=8, cluster=None):
 
 
 def test_a_wider_network_and_a_larger_batch_need_more(tmp_path):
-    narrow = bigmap.plan(make_recipe(tmp_path)).memory_gb()
-    wide = bigmap.plan(make_recipe(tmp_path, width=64)).memory_gb()
+    narrow = count_memory_gb(bigmap.plan(make_recipe(tmp_path)).only)
+    wide = count_memory_gb(bigmap.plan(make_recipe(tmp_path, width=64)).only)
     # 8 windows of 134 px, 48 channels more, float32: at least one such tensor more.
     assert wide - narrow > 8 * 134**2 * 48 * 4 / 1e9
-    assert bigmap.plan(make_recipe(tmp_path, width=64, batch_windows=1)).memory_gb() < wide
+    assert (
+        count_memory_gb(bigmap.plan(make_recipe(tmp_path, width=64, batch_windows=1)).only) < wide
+    )
 
 
 def test_automatic_workers_share_what_the_machine_has(tmp_path, monkeypatch):
     monkeypatch.setattr("bigmap.clusters.sizes.count_cores", lambda: 8)
     monkeypatch.setattr("bigmap.clusters.sizes.memory_limit", lambda: 4_000_000_000)
-    need_gb = bigmap.plan(make_recipe(tmp_path, width=64)).memory_gb()
+    need_gb = count_memory_gb(bigmap.plan(make_recipe(tmp_path, width=64)).only)
     assert need_gb > 1.0
     with pytest.raises(PlanError, match=r"a worker needs about .* GB but has 1\.0 GB"):
         bigmap.plan(make_recipe(tmp_path, width=64, cluster={"kind": "local"}))

@@ -16,8 +16,8 @@ import bigmap
 from bigmap.config import load_recipe, parse_recipe
 from bigmap.inference import optimise, prepare
 from bigmap.models import NetworkModel, build_model, list_models
-from bigmap.planning import model_choice
-from bigmap.runner import run_plan
+from bigmap.models.choosing import choose_model
+from bigmap.running import run_plan
 from tests.integration.local import start_cluster
 from tests.integration.real_scenes import raw_recipe
 from tests.integration.tiny_scenes import write_tiny_scenes
@@ -113,7 +113,7 @@ def test_tiles_of_an_exact_model_equal_the_whole(tiny, tmp_path, client, name):
     }  # fmt: skip
     plan, result = run(raw, client)
     spec = plan.model.spec
-    assert len(plan.blocks) > 1
+    assert len(plan.only.blocks) > 1
     # One pass over the area and all its context, which is more than the windows of a run see.
     recipe = parse_recipe(raw | {"area": {"bbox": [1.85, 41.45, 3.05, 42.35]}})
     cube = bigmap.open_cube(recipe).load()
@@ -192,7 +192,7 @@ def test_the_papers_recipes_are_whole():
     """Each builds its model in its full size with its bands, and says how it is trained."""
     for name in RECIPES:
         recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
-        choice = model_choice(recipe.model)
+        choice = choose_model(recipe.model)
         assert dict(choice.options)["size"] == "full"
         with torch.device("meta"):
             spec = replace(choice, weights=None).build().spec

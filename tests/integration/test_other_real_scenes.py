@@ -11,7 +11,7 @@ from rasterio.warp import transform_bounds
 import bigmap
 from bigmap.catalog import find_items
 from bigmap.config import FilesSource, parse_recipe
-from bigmap.cube import CubeReader
+from bigmap.cube.reader import CubeReader, SceneReading
 from bigmap.grid import Lattice
 from bigmap.quality import MaskRule
 
@@ -77,10 +77,9 @@ def test_jpeg_2000_beside_the_antimeridian(shared_data, crs, gsd_m, loader):
     catalogue = find_items(source, bands=("red",), mask_asset="scl", geometry_lonlat=beside)
     assert len(catalogue.rows) >= 3
     lattice = Lattice(crs, gsd_m, 16, 64, 64, 1, 64, 64)
-    reader = CubeReader(
-        rows=catalogue.rows, lattice=lattice, bands=("red",), loader=loader,
-        mask=MaskRule("scl", "scl", clear_values=(4, 5, 6, 11)), resampling="nearest",
-    )  # fmt: skip
+    mask = MaskRule("scl", "scl", clear_values=(4, 5, 6, 11))
+    reading = SceneReading(lattice, ("red",), mask, resampling="nearest", loader=loader)
+    reader = CubeReader.of(reading, catalogue.rows)
     # 300 px around the middle of tile 01WCQ.
     bounds = transform_bounds("EPSG:32601", crs, 340_000, 7_430_000, 376_000, 7_466_000)
     roi = lattice.snap(bounds, 1)

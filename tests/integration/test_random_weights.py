@@ -11,7 +11,7 @@ from bigmap import cli
 from bigmap.cli.run import describe_weights
 from bigmap.models import Training, build_model, save_weights
 from bigmap.models.card import checksum_file
-from bigmap.planning import use_trained_weights
+from bigmap.models.choosing import use_trained_weights
 from bigmap.training.folder import TrainingFolder
 from tests.integration.small_world import raw_recipe, write_recipe, write_scenes
 

@@ -8,7 +8,8 @@ import pytest
 import bigmap
 from bigmap.config import parse_recipe
 from bigmap.errors import ModelError, PlanError
-from bigmap.runner import run_plan
+from bigmap.loads import estimate_plan
+from bigmap.running import run_plan
 from bigmap.staging import stage_plan
 from tests.integration.small_world import raw_recipe
 
@@ -38,8 +39,6 @@ def test_a_plan_that_lacks_scenes_is_not_run(tmp_path):
         run_plan(plan, None)
     with pytest.raises(PlanError, match=message):
         stage_plan(plan, tmp_path / "stage")
-    with pytest.raises(PlanError, match=message):
-        plan.job("map.run", None)
     assert not list(tmp_path.iterdir())
 
 
@@ -50,11 +49,13 @@ def test_what_is_planned_is_what_is_rendered(tmp_path):
     bigmap.prepare_source(recipe)
     plan = bigmap.plan(recipe)
     assert plan.scenes.lacking == 0
-    assert plan.estimate() == forecast.estimate()
+    assert estimate_plan(plan) == estimate_plan(forecast)
     hidden = {"datetime": None, "cloud_percent": None}
-    rows = [[replace(row, **hidden) for row in each.catalogue.rows] for each in (plan, forecast)]
+    rows = [
+        [replace(row, **hidden) for row in each.only.catalogue.rows] for each in (plan, forecast)
+    ]
     assert rows[0] == rows[1]
-    plan.job("map.run", None)
+    plan.check_rendered()
     # A second time nothing is written.
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     bigmap.prepare_source(recipe)
@@ -64,8 +65,8 @@ def test_what_is_planned_is_what_is_rendered(tmp_path):
 def test_zones_count_shared_scenes_once_against_the_limit(tmp_path):
     utm = {"grid__crs": "utm", "area__bbox": BORDER, "source__end": "2024-05-05"}
     plans = bigmap.plan(make_recipe(tmp_path, **utm))
-    assert plans.groups == ("utm30n", "utm31n")
-    own = [plan.scenes for plan in plans.plans]
+    assert [part.name for part in plans.parts] == ["utm30n", "utm31n"]
+    own = [part.scenes for part in plans.parts]
     assert plans.scenes.scenes == own[0].scenes | own[1].scenes
     assert plans.scenes.requests == own[0].requests + own[1].requests
     too_small = plans.scenes.bytes / 1e9 - 1e-9

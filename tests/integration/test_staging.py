@@ -16,8 +16,10 @@ from bigmap.catalog import save_items
 from bigmap.config import parse_recipe, parse_yaml
 from bigmap.errors import CatalogError, OutputError, PlanError
 from bigmap.lease import Lease, read_lease
-from bigmap.runner import run_plan
-from bigmap.staging import read_staged, stage_plan, use_staged, verify_stage
+from bigmap.places import Attempt
+from bigmap.planning import make_plan
+from bigmap.running import run_plan
+from bigmap.staging import stage_plan, use_staged, verify_stage
 from tests.integration import real_scenes, small_world
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes
@@ -70,11 +72,10 @@ def map_twice(raw, client, folder: Path, **options) -> tuple[dict[str, str], dic
     # The folder can be moved.
     moved = (folder / "first").rename(folder / "moved")
     recipe = parse_recipe(raw)
-    again = bigmap.planning.make_plan(recipe, catalogue=read_staged(moved))
-    again = use_staged(again, moved)
-    hrefs = [asset.href for row in again.catalogue.rows for asset in row.assets.values()]
+    again = make_plan(recipe, staged=moved)
+    hrefs = [asset.href for row in again.only.catalogue.rows for asset in row.assets.values()]
     assert all(Path(href).is_relative_to(moved) for href in hrefs)
-    assert run_plan(again, client, overwrite=True).exit_code == 0
+    assert run_plan(again, client, Attempt(overwrite=True)).exit_code == 0
     return expected, digest(raw["output"]["path"])
 
 
@@ -141,8 +142,8 @@ def test_the_command_goes_on_repairs_and_refuses(tmp_path, capsys, monkeypatch):
     line = next(line for line in text.splitlines() if line.startswith("source: "))
     raw |= parse_yaml(line.encode(), origin="line")
     plan = bigmap.plan(parse_recipe(raw))
-    assert len(plan.catalogue.rows) == 3
-    hrefs = [asset.href for row in plan.catalogue.rows for asset in row.assets.values()]
+    assert len(plan.only.catalogue.rows) == 3
+    hrefs = [asset.href for row in plan.only.catalogue.rows for asset in row.assets.values()]
     assert all(Path(href).is_file() and Path(href).is_relative_to(folder) for href in hrefs)
 
     assert "9 kept, 0 fetched" in call()[1]
@@ -193,14 +194,14 @@ def test_a_run_refuses_what_was_staged_for_something_else(scenes, tmp_path):
     output, folder = tmp_path / "map.zarr", tmp_path / "staged"
     plan = bigmap.plan(parse_recipe(make_raw(scenes, output)))
     stage_plan(plan, folder)
-    assert len(use_staged(plan, folder).catalogue.rows) == 2
+    assert len(use_staged(plan.only, folder).catalogue.rows) == 2
 
     def refuse(match, **changes):
         raw = make_raw(scenes, output)
         for part, fields in changes.items():
             raw[part] = raw.get(part, {}) | fields
         with pytest.raises(PlanError, match=match):
-            use_staged(bigmap.plan(parse_recipe(raw)), folder)
+            use_staged(bigmap.plan(parse_recipe(raw)).only, folder)
 
     refuse("another source", source={"end": "2024-05-06"})
     refuse("a smaller area", area={"bbox": [2.28, 41.77, 2.7, 41.82]})
@@ -208,7 +209,7 @@ def test_a_run_refuses_what_was_staged_for_something_else(scenes, tmp_path):
     # A trial inside the area reads the same files.
     raw = make_raw(scenes, output)
     raw["area"]["clip_bbox"] = [2.3, 41.78, 2.32, 41.8]
-    assert use_staged(bigmap.plan(parse_recipe(raw)), folder)
+    assert use_staged(bigmap.plan(parse_recipe(raw)).only, folder)
 
     with pytest.raises(OutputError, match="choose a folder"):
         stage_plan(plan, Path("s3://bucket/scenes"))
@@ -227,13 +228,13 @@ def test_a_damaged_note_of_what_was_staged_is_told(scenes, tmp_path):
     plan = bigmap.plan(parse_recipe(make_raw(scenes, tmp_path / "map.zarr")))
     folder = tmp_path / "staged"
     folder.mkdir()
-    note = staging._describe(plan)
+    note = staging._describe(plan.only)
     changed = [json.dumps(note | change).encode()
                for change in ({"covers": "POINT"}, {"covers": None}, {"bands": [[]]})]  # fmt: skip
     for content in (b"", b"{", b"\xff", b"[" * 2_000, b"[]", b"{}", *changed):
         (folder / "stage.json").write_bytes(content)
         with pytest.raises(PlanError, match=r"stage\.json: is damaged \(.+\); run bigmap stage"):
-            use_staged(plan, folder)
+            use_staged(plan.only, folder)
 
 
 @pytest.mark.parametrize("line", [b"\xff", b"{", b"[" * 2_000, b"null", b"{}"])
@@ -244,7 +245,7 @@ def test_a_damaged_line_of_the_manifest_counts_as_not_fetched(tmp_path, line):
 
 def test_a_catalogue_of_files_elsewhere_is_no_stage(scenes, tmp_path):
     plan = bigmap.plan(parse_recipe(make_raw(scenes, tmp_path / "map.zarr")))
-    save_items(plan.catalogue, str(tmp_path / "items.parquet"))
+    save_items(plan.only.catalogue, str(tmp_path / "items.parquet"))
     (tmp_path / "stage.json").write_text("{}")
     with pytest.raises(CatalogError, match=r"items\.parquet: names .*, which is not in its folder"):
         verify_stage(tmp_path)

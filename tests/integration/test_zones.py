@@ -12,9 +12,10 @@ import bigmap
 from bigmap import cli
 from bigmap.config import parse_recipe
 from bigmap.errors import CatalogError, OutputError, RecipeError
-from bigmap.runner import run_plan
-from bigmap.runs import RunFolder, read_status
-from bigmap.zones import ZonePlans
+from bigmap.loads import estimate_plan
+from bigmap.run_folder import RunFolder
+from bigmap.running import run_plan
+from bigmap.status import read_status
 from tests.integration.local import start_cluster
 from tests.integration.test_staging import digest
 from tests.integration.tiny_scenes import write_tiny_scenes
@@ -137,9 +138,9 @@ def test_an_area_across_the_antimeridian(tmp_path):
     utm = make_recipe(tmp_path / "utm", items, area=area)
     one = make_recipe(tmp_path / "one", items, "EPSG:3832", area=area)
     plans = bigmap.plan(utm)
-    assert plans.groups == ("utm01n", "utm60n")
+    assert [part.name for part in plans.parts] == ["utm01n", "utm60n"]
     with start_cluster() as (_, client):
-        for plan in (*plans.plans, bigmap.plan(one)):
+        for plan in (plans, bigmap.plan(one)):
             assert run_plan(plan, client).exit_code == 0
     for data, sides in (
         (bigmap.open_map(f"{utm.output.path}/utm60n"), {1}),
@@ -158,8 +159,7 @@ def test_an_area_across_the_antimeridian(tmp_path):
 def test_the_plan_adds_zones_up(items, tmp_path, capsys):
     recipe = make_recipe(tmp_path, items)
     plans = bigmap.plan(recipe)
-    assert isinstance(plans, ZonePlans)
-    assert plans.estimate().blocks == sum(len(plan.blocks) for plan in plans.plans)
+    assert estimate_plan(plans).blocks == sum(len(part.blocks) for part in plans.parts)
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe.to_yaml())
     with pytest.raises(SystemExit):
@@ -178,7 +178,7 @@ def test_one_zone_can_be_done_again(mapped):
     recipe, _ = mapped
     with pytest.raises(OutputError, match="name its zone too"):
         bigmap.run(recipe, redo=["r1c1"])
-    block = next(iter(RunFolder(f"{recipe.output.path}/utm32n").ledger.latest()))
+    block = next(iter(RunFolder(recipe.output.path).part("utm32n").ledger.latest()))
     summary = bigmap.run(recipe, redo=[f"utm32n/{block}"])
     assert (summary.sent, summary.exit_code) == (1, 0)
 

@@ -7,8 +7,9 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bigmap.config import Access
 from bigmap.cube.pixels import BANDS
-from bigmap.cube.reading import Access, RasterReader, covers, staged_parts_of
+from bigmap.cube.reading import RasterReader, covers, staged_parts_of
 from bigmap.cube.resampling import FileGrid, TargetGrid, bound_sampling, plan_sampling
 from bigmap.cube.staging import Reach, copy_parts, join_tiles
 from bigmap.errors import ReadError

@@ -9,9 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
 
-from bigmap.area import list_utm_zones, read_area, utm_crs
+from bigmap.area import list_utm_zones, read_area
 from bigmap.errors import EmptyAreaError, RecipeError
 from bigmap.grid import Lattice, area_mask
+from bigmap.zones import UtmZone
 
 EDGE_DEG = 1e-3
 """Edges of a box are straight between vertices 0.05 degrees apart; places stay clear of them."""
@@ -30,7 +31,7 @@ def areas_of(**area):
     found = {}
     for zone in list_utm_zones(**area):
         try:
-            found[zone] = read_area(crs=utm_crs(zone), utm_zone=zone, **area)
+            found[zone.name] = zone, read_area(crs=zone.crs, zone=zone, **area)
         except EmptyAreaError:
             continue
     return found
@@ -55,12 +56,12 @@ def test_each_place_lies_in_the_one_zone_of_its_longitude(box, seed):
     areas = areas_of(bbox=box)
     lon, lat = places_in(box, 50, np.random.default_rng(seed))
     holders = [set() for _ in lon]
-    for zone, area in areas.items():
-        project = Transformer.from_crs("EPSG:4326", utm_crs(zone), always_xy=True).transform
+    for zone, area in areas.values():
+        project = Transformer.from_crs("EPSG:4326", zone.crs, always_xy=True).transform
         points = shapely.points(*project(lon, lat))
         inside = np.all([shapely.contains(part, points) for part in area.parts], axis=0)
         for index in np.flatnonzero(inside):
-            holders[index].add(zone)
+            holders[index].add(zone.name)
     assert holders == [{zone_of(*place)} for place in zip(lon, lat, strict=True)]
 
 
@@ -69,18 +70,17 @@ def test_each_place_lies_in_the_one_zone_of_its_longitude(box, seed):
 @example([179.6, -0.4, -179.6, 0.4])
 @example([5.7, 59.9, 6.3, 60.2])
 def test_pixels_of_a_zone_are_all_that_have_their_centre_in_it(box):
-    for zone, area in areas_of(bbox=box).items():
-        lattice = Lattice(utm_crs(zone), 1000, 16, 16, 16, 1, 16, 16)
+    for zone, area in areas_of(bbox=box).values():
+        lattice = Lattice(zone.crs, 1000, 16, 16, 16, 1, 16, 16)
         roi = lattice.snap(area.bounds, 16)
         mask = area_mask(area, lattice, roi)
         xs, ys = lattice.geobox(roi).coordinates["x"].values, lattice.geobox(roi).coordinates["y"]
         to_lonlat = Transformer.from_crs(lattice.crs, "EPSG:4326", always_xy=True).transform
         lon, lat = to_lonlat(*np.meshgrid(xs, ys.values))
-        west = 6.0 * int(zone[:2]) - 186
         # 1e-7 degrees are a centimetre.
-        from_west = (lon - west + 180) % 360 - 180
+        from_west = (lon - zone.west_deg + 180) % 360 - 180
         own = (from_west >= -1e-7) & (from_west <= 6 + 1e-7)
-        own &= lat >= -1e-7 if zone.endswith("n") else lat <= 1e-7
+        own &= lat >= -1e-7 if zone.is_north else lat <= 1e-7
         assert own[mask].all()
         width = (box[2] - box[0]) % 360
         from_box = (lon - box[0] + 180) % 360 - 180
@@ -98,8 +98,8 @@ def test_a_continent_is_cut_before_it_is_projected(tmp_path):
     with pytest.raises(RecipeError, match="not made"):
         read_area(crs="EPSG:32631", file=str(file))
     zones = list_utm_zones(file=str(file))
-    assert zones == [f"{zone:02d}n" for zone in range(27, 41)]
-    area = read_area(crs="EPSG:32631", utm_zone="31n", file=str(file))
+    assert [zone.name for zone in zones] == [f"{zone:02d}n" for zone in range(27, 41)]
+    area = read_area(crs="EPSG:32631", zone=UtmZone(31, is_north=True), file=str(file))
     # 6 degrees by 20: R^2 * 6 degrees * (sin 60 - sin 40), the Earth somewhat flattened.
     assert area.area_km2 == pytest.approx(948_800, rel=3e-3)
 
@@ -107,7 +107,7 @@ def test_a_continent_is_cut_before_it_is_projected(tmp_path):
 def test_a_buffer_reaches_into_the_next_zone():
     areas = areas_of(bbox=[5.5, 45.0, 5.99, 45.1], buffer_m=3000)
     assert set(areas) == {"31n", "32n"}
-    assert areas["32n"].area_km2 == pytest.approx(2.2 * 15, rel=0.15)
+    assert areas["32n"][1].area_km2 == pytest.approx(2.2 * 15, rel=0.15)
 
 
 def test_beyond_utm_is_refused():

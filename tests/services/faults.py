@@ -20,8 +20,8 @@ import yaml
 import bigmap
 from bigmap.config import parse_recipe
 from bigmap.ledger import Ledger
-from bigmap.runner import run_plan
-from bigmap.runs import RunFolder
+from bigmap.run_folder import RunFolder
+from bigmap.running import run_plan
 from tests.integration.gated_model import Gate, install_gated_model
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes
@@ -153,7 +153,7 @@ class World:
             summary = run_plan(plan, client)
         assert summary.exit_code == 0
         records = Ledger(RunFolder(plan.recipe.output.path).path).latest()
-        states = [records[plan.name(block)].state for block in plan.blocks]
+        states = [records[plan.only.name_block(block)].state for block in plan.only.blocks]
         world.first_mapped = 1 + states.index("done")
         world.expected = digest(str(folder / "undisturbed.zarr"))
         world.blocks, world.mapped = summary.planned, summary.states["done"]
@@ -422,7 +422,7 @@ def stop_driver(world: World) -> None:
     last = driver.last_line()
     assert "took this output over" in last or "belongs to another driver by now" in last, last
     assert read_records(folder) == before, "nothing of the run folder is the old one's"
-    assert RunFolder(str(output)).has_overviews()
+    assert RunFolder(str(output)).part("").has_overviews()
     driver.check()
     world.tell("driver stopped (SIGSTOP), continued after its successor", 1,
                "the successor's map; the old one ends with exit 2",

@@ -12,7 +12,8 @@ import xarray as xr
 
 import bigmap
 from bigmap.config import parse_recipe
-from bigmap.runner import run_plan
+from bigmap.places import Attempt
+from bigmap.running import run_plan
 from bigmap.store import open_store
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes
@@ -84,12 +85,12 @@ def test_stac_api_to_s3(scenes, client, local, http_server, stac_api: StacApi, s
     source = {"kind": "stac-api", "url": stac_api.url, "collection": "sentinel-2-l2a"}
     recipe = make_recipe(source, f"{s3_bucket}/map.zarr")
     plan = bigmap.plan(recipe)
-    assert len(plan.catalogue.rows) == 2
+    assert len(plan.only.catalogue.rows) == 2
     with start_cluster() as (_, fresh):  # workers that know the S3 endpoint of this test
         summary = run_plan(plan, fresh)
         assert summary.exit_code == 0
         assert summary.missing_shards == ()
-        again = run_plan(plan, fresh, resume=True)
+        again = run_plan(plan, fresh, Attempt(resume=True))
         assert again.sent == 0
         assert again.planned == summary.planned
     assert digest(recipe.output.path) == local
@@ -127,7 +128,7 @@ def test_a_flaky_host_changes_no_byte(
 def test_a_lost_scene_fails_its_blocks_or_drops_its_date(
     scenes, client, local, http_server, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("bigmap.runner.RETRY_DELAY_S", 0.01)
+    monkeypatch.setattr("bigmap.clusters.driving.RETRY_DELAY_S", 0.01)
     features = read_items(scenes, http_server.faulty_url, "tiny-lost")
     lost = "/tiny-lost/" + Path(features[1]["assets"]["nir"]["href"]).name
     file = tmp_path / "items.json"
@@ -159,12 +160,12 @@ def test_a_lost_scene_fails_its_blocks_or_drops_its_date(
         str(tmp_path / "none.zarr"),
         reading={"on_error": "drop-date"},
     )
-    summary = run_plan(bigmap.plan(nothing), client, limit=12)
+    summary = run_plan(bigmap.plan(nothing), client, Attempt(limit=12))
     assert summary.exit_code == 3
     assert "no date could be read" in summary.failures[0][1]
 
     # The host recovers: a resumed run does the degraded blocks again, and all is as it should be.
     http_server.clear()
-    summary = run_plan(plan, client, resume=True)
+    summary = run_plan(plan, client, Attempt(resume=True))
     assert set(summary.states) <= {"done", "empty"}
     assert digest(dropping.output.path) == local

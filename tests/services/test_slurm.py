@@ -20,8 +20,8 @@ import yaml
 
 import bigmap
 from bigmap.config import parse_recipe
-from bigmap.runner import run_plan
-from bigmap.runs import read_status
+from bigmap.running import run_plan
+from bigmap.status import read_status
 from tests.integration.gated_model import Gate, install_gated_model
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes
@@ -82,7 +82,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         assert run_plan(plan, client).exit_code == 0
     expected = digest(str(folder / "local.zarr"))
     assert len(expected) > 10
-    return World(folder, len(plan.blocks), expected)
+    return World(folder, len(plan.only.blocks), expected)
 
 
 def environment(world: World, slurm: Slurm) -> dict[str, str]:

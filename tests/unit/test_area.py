@@ -155,7 +155,7 @@ def test_a_layer_of_a_file_is_the_area(tmp_path, fields):
         for layer in ("draft", "outline")
     )
     assert outline == pytest.approx(2 * draft, rel=1e-3)
-    assert list_utm_zones(file=str(file), layer="outline") == ["31n"]
+    assert [z.name for z in list_utm_zones(file=str(file), layer="outline")] == ["31n"]
 
 
 def test_polygons_within_collections_are_part_of_the_area(tmp_path, fields):

@@ -54,9 +54,9 @@ def map_block(area, *, min_clear_percent=25, **changes):
             )
         )
     )  # fmt: skip
-    (block,) = plan.blocks
-    create_map("map.zarr", plan.template())
-    record = run_block(plan.job("map.run", None), block, plan.rows_of(block))
+    (block,) = plan.only.blocks
+    create_map("map.zarr", plan.only.template())
+    record = run_block(plan.only.job("map.run", None), block, plan.only.rows_of(block))
     return plan, record, bigmap.open_map("map.zarr").load()
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from bigmap.catalog import find_items
 from bigmap.catalog.stac_api import coarsen_area
-from bigmap.config import AccessConfig, StacApiSource
+from bigmap.config import Access, StacApiSource
 from bigmap.errors import CatalogError
 
 RECORDED_ROOT = "https://earth-search.aws.element84.com/v1"
@@ -98,7 +98,7 @@ def server(recording):
 
 def source(url, collection="sentinel-2-l2a", **settings):
     settings = {"start": "2025-07-01", "end": "2025-08-31", **settings}
-    settings.setdefault("access", AccessConfig(retries=3, timeout_s=5))
+    settings.setdefault("access", Access(retries=3, timeout_s=5))
     return StacApiSource(kind="stac-api", url=url, collection=collection, **settings)
 
 
@@ -213,7 +213,7 @@ def test_faults_between_pages_are_survived(server):
 def test_lasting_faults_are_one_clear_sentence(server, fault, words):
     server.faults = [fault] * 50
     with pytest.raises(CatalogError) as caught:
-        find(server, access=AccessConfig(retries=1, timeout_s=5))
+        find(server, access=Access(retries=1, timeout_s=5))
     message = str(caught.value)
     assert words in message
     assert server.root in message
@@ -269,7 +269,7 @@ def test_an_unreachable_host_is_told_within_seconds(url):
     begin = time.monotonic()
     with pytest.raises(CatalogError, match=r"cannot be reached .*; check source") as caught:
         find_items(
-            source(url, access=AccessConfig()),
+            source(url, access=Access()),
             bands=("red",),
             mask_asset=None,
             geometry_lonlat=WORLD,
@@ -329,7 +329,7 @@ def test_a_malformed_page_is_one_sentence(server, broken):
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize("href", ["file://{}", "h24:00ttp://api.invalid/v1/search"])
+@pytest.mark.parametrize("href", ["file://{}", "h24:00ttp://api.invalid/v1/search", "http://///{}"])
 def test_no_file_of_this_machine_is_read_where_an_api_links_to_it(server, tmp_path, href, method):
     file = tmp_path / "page.json"
     file.write_text(json.dumps(server.pages[0][1]))

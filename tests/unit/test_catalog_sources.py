@@ -10,7 +10,7 @@ import pytest
 
 from bigmap.catalog import find_items
 from bigmap.catalog.hrefs import resolve_href
-from bigmap.config import AccessConfig, StaticCatalogSource
+from bigmap.config import Access, StaticCatalogSource
 from bigmap.errors import CatalogError
 from bigmap.redaction import clean_href
 from tests.unit.catalog_cases import EVER, WORLD, find, kinds, read_json, reprocess, write
@@ -127,7 +127,7 @@ def test_places_that_need_settings_are_named_once(stac, name, place, wish, given
     (finding,) = find(stac / name, mask_asset=None).audit.of("access")
     assert finding.item == place
     assert wish in finding.detail
-    settled = find(stac / name, mask_asset=None, access=AccessConfig(**given)).audit
+    settled = find(stac / name, mask_asset=None, access=Access(**given)).audit
     assert all(wish not in finding.detail for finding in settled.of("access"))
 
 

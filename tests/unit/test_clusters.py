@@ -18,7 +18,8 @@ from bigmap.clusters.slurm import cluster_options, list_directives, list_prologu
 from bigmap.config import Recipe, list_clusters, load_cluster, load_recipe, parse_recipe
 from bigmap.config.recipe import write_schema
 from bigmap.errors import ClusterError, RecipeError
-from bigmap.planning import choose_windowing, model_choice
+from bigmap.models.choosing import choose_model
+from bigmap.planning import choose_windowing
 from tests.integration.small_world import raw_recipe, write_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -140,15 +141,15 @@ def test_a_gpu_job_has_one_worker_for_each_gpu(tmp_path):
 )
 def test_the_device_is_that_of_the_workers_and_not_of_the_driver(cluster, asked, device):
     recipe = parse_recipe(raw_recipe(cluster=cluster, inference={"device": asked}))
-    spec = model_choice(recipe.model).build().spec
-    assert choose_windowing(recipe, spec, size_cluster(recipe.cluster)).device == device
+    spec = choose_model(recipe.model).build().spec
+    assert choose_windowing(recipe.inference, spec, size_cluster(recipe.cluster)).device == device
 
 
 def test_a_gpu_on_a_cluster_without_any_is_refused():
     recipe = parse_recipe(raw_recipe(cluster=SLURM, inference={"device": "cuda"}))
     sizes = size_cluster(recipe.cluster)
     with pytest.raises(RecipeError, match=r"inference\.device: cuda is asked for"):
-        choose_windowing(recipe, model_choice(recipe.model).build().spec, sizes)
+        choose_windowing(recipe.inference, choose_model(recipe.model).build().spec, sizes)
 
 
 def test_cuda_options_keep_to_loopback():

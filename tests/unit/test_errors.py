@@ -8,10 +8,9 @@ from distributed import core
 from distributed.protocol import pickle
 from rasterio.errors import RasterioIOError
 
-from bigmap import runner
-from bigmap.clusters import mapping, ranks, scenes
+from bigmap.clusters import driving
+from bigmap.clusters.driving import Work
 from bigmap.errors import CatalogError, ReadError, drop_causes
-from bigmap.items import ItemTable
 
 
 def open_nothing():
@@ -52,20 +51,10 @@ def fail(*_):
     open_nothing()
 
 
-@pytest.mark.parametrize(
-    ("module", "call"),
-    [
-        (runner, lambda: runner._call_task("p", "key", (), ItemTable.of(()).to_bytes())),
-        (mapping, lambda: mapping._call("p", "item")),
-        (scenes, lambda: scenes._render("p", None)),
-        (ranks, lambda: ranks._sit(fail, None, "topic")),
-    ],
-    ids=["blocks", "tasks", "scenes", "training"],
-)
-def test_tasks_of_all_kinds_drop_what_cannot_travel(monkeypatch, module, call):
-    held = SimpleNamespace(task=fail, job=None, tells_start=False, pool=SimpleNamespace(do=fail))
-    monkeypatch.setattr(module, "get_worker", lambda: SimpleNamespace(plugins={"p": held}))
-    assert type(travel(catch(call))) is ReadError
+def test_a_task_drops_what_cannot_travel(monkeypatch):
+    worker = SimpleNamespace(plugins={"work": Work(fail)}, address="", log_event=lambda *_: None)
+    monkeypatch.setattr(driving, "get_worker", lambda: worker)
+    assert type(travel(catch(driving._do, "work", "key", "item"))) is ReadError
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from bigmap import loads
 from bigmap.clusters.sizes import size_cluster
 from bigmap.config import LocalCluster, SlurmCluster, parse_recipe
 from bigmap.estimates import (
@@ -22,9 +24,9 @@ from bigmap.estimates import (
     _estimate_cluster,
     estimate_clusters,
 )
+from bigmap.loads import Estimate, estimate_plan
 from bigmap.models import ModelChoice
 from bigmap.models.trial import choose_trial_px
-from bigmap.planning import Estimate
 
 WORK = Estimate(
     area_km2=1000.0, blocks=10, items=20, dates=10, read_gb=360.0, written_gb=1.0, memory_gb=2.0,
@@ -99,8 +101,11 @@ def test_a_heavy_model_is_tried_on_a_small_window(gflop_per_km2, multiple_px, si
     assert choose_trial_px(gflop_per_km2, multiple_px) == side_px
 
 
-def test_parts_of_a_map_add_up():
-    total = Estimate.add([WORK, WORK])
+def test_parts_of_a_map_add_up(monkeypatch):
+    days = SimpleNamespace(rows=SimpleNamespace(column=lambda _: np.arange(10)))
+    monkeypatch.setattr(loads, "estimate_part", lambda part: part.work)
+    part = SimpleNamespace(work=WORK, catalogue=days)
+    total = estimate_plan(SimpleNamespace(parts=(part, part)))
     assert total.blocks == 20
     assert total.read_gb == 720
     assert (total.memory_gb, total.dates) == (2.0, 10)

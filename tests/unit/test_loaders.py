@@ -8,7 +8,7 @@ import pytest
 import rasterio
 from affine import Affine
 
-from bigmap.cube import CubeReader
+from bigmap.cube.reader import CubeReader, SceneReading
 from bigmap.grid import Lattice
 from bigmap.items import AssetRow, ItemRow
 from bigmap.quality import MaskRule
@@ -53,7 +53,11 @@ def reader(tmp_path):
         write_item(tmp_path, "cloudy", left=400_000, dn=9000, scl=9, day=3),
         write_item(tmp_path, "far-east", left=700_000, dn=100, day=5),
     )
-    return CubeReader(rows=rows, lattice=LATTICE, bands=("red", "nir"), mask=SCL, threads=1)
+    return CubeReader.of(SceneReading(LATTICE, ("red", "nir"), SCL, threads=1), rows)
+
+
+def reading_with(reader, **changes):
+    return dataclasses.replace(reader, reading=dataclasses.replace(reader.reading, **changes))
 
 
 def read_one(reader, day, roi):
@@ -65,20 +69,20 @@ ROI = (slice(-460_000, -460_000 + 64), slice(40_000, 40_000 + 96))
 
 @pytest.mark.parametrize("loader", ["stackstac", "odc-stac"])
 def test_items_keep_their_places(reader, loader):
-    reader = dataclasses.replace(reader, loader=loader)
-    stack = reader._stack(reader.rows, ("red", "nir"), ROI, is_mask=False).compute()
+    reader = reading_with(reader, loader=loader)
+    stack = reader.stack(reader.rows, ("red", "nir"), ROI, is_mask=False).compute()
     assert stack.shape == (5, 2, 64, 96)
     assert stack.dtype == np.uint16
     assert not stack[[0, 4]].any()
     assert (stack[1, 0, 8:, :64] == 1000).all()
     assert (stack[2, 1, :, 32:] == 6000).all()
     nowhere = (slice(0, 10), slice(0, 10))
-    assert not reader._stack(reader.rows, ("red",), nowhere, is_mask=False).compute().any()
+    assert not reader.stack(reader.rows, ("red",), nowhere, is_mask=False).compute().any()
 
 
 @pytest.mark.parametrize("loader", ["stackstac", "odc-stac"])
 def test_a_date_takes_the_first_item_with_data_and_one_scale(reader, loader):
-    reader = dataclasses.replace(reader, loader=loader)
+    reader = reading_with(reader, loader=loader)
     assert [str(day) for day in reader.days] == ["2024-05-01", "2024-05-03", "2024-05-05"]
     dn, clear = read_one(reader, reader.days[0], ROI)
     assert (dn[0, 8:, :64] == 2000).all()  # shifted to the DN of baseline 04.00
@@ -101,10 +105,10 @@ def test_only_near_items_are_kept(reader):
 @pytest.mark.parametrize("loader", ["stackstac", "odc-stac"])
 @pytest.mark.parametrize("chunk_px", [17, 64, 1000])
 def test_the_lazy_cube_equals_the_dates_read_one_by_one(reader, loader, chunk_px):
-    from bigmap.cube import open_cube_of
+    from bigmap.cube.lazy import open_cube_of
 
     mask = dataclasses.replace(SCL, dilate_px=2)
-    reader = dataclasses.replace(reader, loader=loader, mask=mask)
+    reader = reading_with(reader, loader=loader, mask=mask)
     cube = open_cube_of(reader, ROI, chunk_px=chunk_px)
     assert cube.dims == ("time", "band", "y", "x")
     assert cube.rio.crs.to_epsg() == 25831
@@ -119,7 +123,7 @@ def test_the_lazy_cube_equals_the_dates_read_one_by_one(reader, loader, chunk_px
 
 @pytest.mark.parametrize("side", [64, 1000])
 def test_a_cube_beside_all_items_has_no_dates(reader, side):
-    from bigmap.cube import open_cube_of
+    from bigmap.cube.lazy import open_cube_of
 
     beside = (slice(-460_000, -460_000 + side), slice(55_000, 55_000 + side))
     cube = open_cube_of(reader.near(beside), beside).compute(scheduler="synchronous")
@@ -129,7 +133,7 @@ def test_a_cube_beside_all_items_has_no_dates(reader, side):
 
 
 def test_without_a_mask_dates_are_chosen_by_their_data(reader):
-    reader = dataclasses.replace(reader, mask=MaskRule("none"))
+    reader = reading_with(reader, mask=MaskRule("none"))
     masks = reader.read_masks(reader.days, ROI)
     seen = [int(masks[day].mosaic().sum()) for day in reader.days]
     assert seen == [64 * 96 - 8 * 32, 64 * 64, 0]

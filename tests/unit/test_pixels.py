@@ -11,13 +11,14 @@ from affine import Affine
 from pydantic import TypeAdapter
 from rasterio.enums import ColorInterp
 
+from bigmap.config import Access
 from bigmap.config.recipe import MaskConfig
 from bigmap.cube.pixels import BANDS, MaskPixels
-from bigmap.cube.reading import Access, RasterReader
+from bigmap.cube.reader import mask_rule
+from bigmap.cube.reading import RasterReader
 from bigmap.cube.resampling import TargetGrid
 from bigmap.cube.staging import Reach, copy_parts, copy_whole
 from bigmap.errors import ReadError, UnfitFileError
-from bigmap.planning import mask_rule
 from bigmap.quality import CLEAR, NO_DATA, SPOILT, MaskRule
 
 SIZE = 16

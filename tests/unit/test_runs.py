@@ -13,8 +13,11 @@ from bigmap.config import parse_recipe
 from bigmap.errors import OutputError
 from bigmap.lease import Lease
 from bigmap.ledger import BlockRecord
-from bigmap.reuse import _Candidate, _copy
-from bigmap.runs import MARK, RunFolder, check_output, check_run_folder, read_status
+from bigmap.places import Attempt, check_place
+from bigmap.purpose import Purpose
+from bigmap.reuse import _Candidate, _copy, _Earlier
+from bigmap.run_folder import MARK, RunFolder, check_run_folder
+from bigmap.status import read_status
 from bigmap.store import MapWriter, complete_map
 from tests.integration.small_world import raw_recipe, write_scenes
 
@@ -24,7 +27,8 @@ def recipe_at(path):
 
 
 def check(path, **flags):
-    return check_output(recipe_at(path), **{"resume": False, "overwrite": False} | flags)
+    recipe = recipe_at(path)
+    return check_place(recipe, Purpose.of_map(recipe), Attempt(**flags))
 
 
 def test_a_free_place_is_taken(tmp_path):
@@ -91,8 +95,6 @@ def test_a_place_inside_another_map_or_run_is_refused(tmp_path, around):
     (tmp_path / "link").symlink_to(tmp_path / around.partition("/")[0])
     with pytest.raises(OutputError, match="lies inside another map or run"):
         check(tmp_path / "link" / "map.zarr")
-    # A zone is a group of its own map.
-    assert check(tmp_path / "utm.zarr" / "utm31n") is False
 
 
 def test_a_misspelt_bucket_is_not_made(monkeypatch):
@@ -104,7 +106,7 @@ def test_a_misspelt_bucket_is_not_made(monkeypatch):
             raise FileNotFoundError(path)
 
     asked: list[str] = []
-    monkeypatch.setattr("bigmap.runs.locate", lambda place: (NoBuckets(), place[5:]))
+    monkeypatch.setattr("bigmap.places.locate", lambda place: (NoBuckets(), place[5:]))
     with pytest.raises(OutputError, match="there is no bucket s3://typo-bucket; make it first"):
         check("s3://typo-bucket/maps/m.zarr")
     assert asked == ["typo-bucket"]
@@ -129,19 +131,19 @@ def test_overviews_are_complete_if_the_newest_driver_says_so(tmp_path, leases, m
     old, new = leases
     folder = RunFolder(str(tmp_path / "map.zarr"))
     (tmp_path / "map.run" / "plan.json").write_text('{"blocks": 1}')
-    assert not folder.has_overviews()
-    folder.mark_overviews(new, complete=False)
+    assert not folder.part("").has_overviews()
+    folder.part("").mark_overviews(new, complete=False)
     with pytest.raises(OutputError, match="took this output over"):
-        folder.mark_overviews(old, complete=True)
+        folder.part("").mark_overviews(old, complete=True)
     # It was stopped between the look at the lease and the write.
     monkeypatch.setattr(old, "check", lambda: None)
-    folder.mark_overviews(old, complete=True)
-    assert not folder.has_overviews()
-    folder.mark_overviews(new, complete=True)
-    assert folder.has_overviews()
+    folder.part("").mark_overviews(old, complete=True)
+    assert not folder.part("").has_overviews()
+    folder.part("").mark_overviews(new, complete=True)
+    assert folder.part("").has_overviews()
     # Those of a map that was started anew since are not.
     (tmp_path / "map.run" / "plan.json").write_text('{"blocks": 1, "term": 3}')
-    assert not folder.has_overviews()
+    assert not folder.part("").has_overviews()
 
 
 @pytest.fixture(scope="module")
@@ -155,13 +157,13 @@ def plan(tmp_path_factory):
 def start(plan, folder):
     """Begin a run and return its plan, its folder and its lease."""
     output = str(folder / "map.zarr")
-    path = plan.recipe.output.model_copy(update={"path": output})
-    plan = replace(plan, recipe=plan.recipe.model_copy(update={"output": path}))
+    purpose = replace(plan.purpose, path=output)
+    plan = replace(plan, purpose=purpose, parts=(replace(plan.only, purpose=purpose),))
     run = RunFolder(output)
     lease = Lease(run.path)
     lease.acquire()
     run.create(plan, lease)
-    complete_map(output, plan.template())
+    complete_map(output, plan.only.template())
     return plan, run, lease
 
 
@@ -169,17 +171,20 @@ def start(plan, folder):
 def finished(plan, tmp_path):
     """A run all of whose blocks but one are recorded as empty, and that one as written."""
     plan, run, lease = start(plan, tmp_path)
-    side = plan.lattice.block_px
+    side = plan.only.lattice.block_px
     layers = {
-        layer.name: np.ones((side, side), dtype=layer.dtype) for layer in plan.template().layers
+        layer.name: np.ones((side, side), dtype=layer.dtype)
+        for layer in plan.only.template().layers
     }
     shards = MapWriter(run.output).write(layers, (slice(0, side), slice(0, side)))
-    ledger = run.open_ledger(lease)
-    for number, block in enumerate(plan.blocks):
+    ledger = run.part("").open_ledger(lease)
+    for number, block in enumerate(plan.only.blocks):
         written = tuple((shard.key, shard.size_bytes) for shard in shards) if number == 0 else ()
-        ledger.append(BlockRecord(plan.name(block), "done" if written else "empty", shards=written))
+        ledger.append(
+            BlockRecord(plan.only.name_block(block), "done" if written else "empty", shards=written)
+        )
     ledger.flush()
-    run.mark_overviews(lease, complete=True)
+    run.part("").mark_overviews(lease, complete=True)
     lease.release()
     return plan, run
 
@@ -197,10 +202,10 @@ def test_a_map_that_was_deleted_is_not_finished(finished):
 
 def test_a_lost_object_is_open_to_status_as_to_resume(finished):
     plan, run = finished
-    (record,) = (each for each in run.ledger.latest().values() if each.shards)
+    (record,) = (each for each in run.part("").ledger.latest().values() if each.shards)
     (Path(run.output) / record.shards[0][0]).unlink()
     status = read_status(run.output)
-    assert status.lost == (record.block,) == (plan.name(plan.blocks[0]),)
+    assert status.lost == (record.block,) == (plan.only.name_block(plan.only.blocks[0]),)
     assert not status.is_whole
 
 
@@ -246,7 +251,9 @@ def test_what_follows_from_the_plan_is_made_anew(finished, content):
 def test_another_area_is_refused_without_a_plan_too(finished, plan):
     _, run = finished
     (Path(run.path) / "plan.json").unlink()
-    (Path(run.path) / "area.json").write_text(json.dumps([plan.area.parts[0].buffer(5).wkb_hex]))
+    (Path(run.path) / "area.json").write_text(
+        json.dumps([plan.only.area.parts[0].buffer(5).wkb_hex])
+    )
     with pytest.raises(OutputError, match=r"area\.file: its content is not what"):
         run.check_plan(finished[0])
 
@@ -258,38 +265,40 @@ def test_another_area_is_refused_without_a_plan_too(finished, plan):
 def test_nothing_but_objects_of_its_block_is_taken_from_an_earlier_map(
     finished, plan, tmp_path, key
 ):
-    before, _ = finished
+    before, run = finished
+    earlier = _Earlier(before.only, run.part(""))
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "new").mkdir()
     plan, _, lease = start(plan, tmp_path / "new")
-    record = BlockRecord(plan.name(plan.blocks[0]), "done", shards=((key, 6),))
+    record = BlockRecord(plan.only.name_block(plan.only.blocks[0]), "done", shards=((key, 6),))
     files = set((tmp_path / "new").rglob("*"))
-    assert _copy(plan, before, _Candidate(plan.blocks[0], record)) is None
+    assert _copy(plan.only, earlier, _Candidate(plan.only.blocks[0], record)) is None
     assert set((tmp_path / "new").rglob("*")) == files
     lease.release()
 
 
 def test_a_link_out_of_an_earlier_map_is_not_followed(finished, plan, tmp_path):
     before, run = finished
-    (record,) = (each for each in run.ledger.latest().values() if each.shards)
+    earlier = _Earlier(before.only, run.part(""))
+    (record,) = (each for each in run.part("").ledger.latest().values() if each.shards)
     (tmp_path / "new").mkdir()
     plan, _, lease = start(plan, tmp_path / "new")
-    candidate = _Candidate(plan.blocks[0], record)
-    assert _copy(plan, before, candidate).shards == record.shards
+    candidate = _Candidate(plan.only.blocks[0], record)
+    assert _copy(plan.only, earlier, candidate).shards == record.shards
     file = Path(run.output) / record.shards[0][0]
     shutil.move(file, tmp_path / "secret")
     file.symlink_to(tmp_path / "secret")
-    assert _copy(plan, before, candidate) is None
+    assert _copy(plan.only, earlier, candidate) is None
     lease.release()
 
 
 @pytest.mark.parametrize("mark", [b"[" * 2_000, b"{", b"\xff", b"1" * 5_000, b"[]"])
 def test_a_damaged_mark_of_overviews_does_not_call_them_complete(finished, mark):
     _, run = finished
-    assert run.has_overviews()
+    assert run.part("").has_overviews()
     (file,) = (Path(run.path) / "overviews").iterdir()
     file.write_bytes(mark)
-    assert not run.has_overviews()
+    assert not run.part("").has_overviews()
 
 
 @pytest.mark.parametrize("change", [{"term": [1]}, {"zones": []}, {"blocks": None}])
@@ -298,7 +307,8 @@ def test_a_plan_whose_facts_are_of_another_kind_is_damaged(finished, change):
     file = Path(run.path) / "plan.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     (name,) = change
-    for read in (run.has_overviews, run.read_plan, run.zones, run.open_ledger):
+    part = run.part("")
+    for read in (part.has_overviews, part.read_plan, run.parts, part.open_ledger):
         with pytest.raises(OutputError, match=rf"plan\.json: is damaged \(its {name} are not"):
             read()
 
@@ -307,7 +317,7 @@ def test_zones_that_do_not_tell_their_blocks_are_damaged(finished):
     _, run = finished
     file = Path(run.path) / "plan.json"
     file.write_text(json.dumps({"blocks": 2, "zones": {"utm31n": [1]}}))
-    with pytest.raises(OutputError, match=r"plan\.json: is damaged \(its zones do not tell"):
+    with pytest.raises(OutputError, match=r"plan\.json: is damaged \(its zones are none, or"):
         read_status(run.output)
 
 
@@ -317,7 +327,7 @@ def test_an_extent_without_end_is_refused(finished):
     content = json.loads(file.read_text()) | {"extent": [[0, float("inf")], [0, 8]]}
     file.write_text(json.dumps(content))
     with pytest.raises(OutputError, match="does not hold the area of its run"):
-        run.read_plan()
+        run.part("").read_plan()
 
 
 @pytest.mark.parametrize("attributes", ["[[1, 2]]", '{"bigmap:model": "spinet"}'])

@@ -59,8 +59,8 @@ def test_a_world_reads_back(
     again.write_text(yaml.safe_dump(raw))
     plan = bigmap.plan(load_recipe(again))
     features = json.loads(Path(raw["source"]["files"][0]).read_text())["features"]
-    assert len(plan.catalogue.rows) == len(features) > 0
-    assert plan.catalogue.rows[0].assets.keys() >= {"red", "nir"}
+    assert len(plan.only.catalogue.rows) == len(features) > 0
+    assert plan.only.catalogue.rows[0].assets.keys() >= {"red", "nir"}
 
     code, _, error = call(capsys, "simulate", recipe, "--out", out)
     assert code == 2

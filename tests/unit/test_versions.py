@@ -11,8 +11,7 @@ import rasterio
 
 import bigmap
 from bigmap.blocks import run_block
-from bigmap.config import parse_recipe
-from bigmap.cube import Access
+from bigmap.config import Access, parse_recipe
 from bigmap.cube.reading import Claim, find_excess_m, grid_of
 from bigmap.cube.versions import find_version
 from bigmap.errors import ReadError
@@ -33,8 +32,10 @@ def world(tmp_path, monkeypatch):
 
 def map_a_block(**changes):
     plan = bigmap.plan(parse_recipe(raw_recipe(dates__max_per_cell=2, **changes)))
-    create_map("map.zarr", plan.template())
-    return run_block(plan.job("map.run", None), plan.blocks[0], plan.rows_of(plan.blocks[0]))
+    create_map("map.zarr", plan.only.template())
+    return run_block(
+        plan.only.job("map.run", None), plan.only.blocks[0], plan.only.rows_of(plan.only.blocks[0])
+    )
 
 
 def test_a_block_tells_the_versions_of_what_it_read(world):
@@ -59,8 +60,8 @@ def test_simulated_scenes_may_be_written_again(world):
     simulated = parse_recipe(
         raw_recipe(source={"kind": "simulated", "start": "2024-05-01", "end": "2024-05-02"})
     )
-    assert plan.job("map.run", None).watch_versions
-    assert not replace(plan, recipe=simulated).job("map.run", None).watch_versions
+    assert plan.only.reading.watch_versions
+    assert not replace(plan.only, recipe=simulated).reading.watch_versions
 
 
 def test_the_ledger_keeps_a_version_once_and_notices_another(tmp_path):

@@ -14,8 +14,7 @@ from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 from rasterio._err import CPLE_AppDefinedError
 
-from bigmap.config import RasterLabels, SimulatedLabels, VectorLabels
-from bigmap.cube import Access
+from bigmap.config import Access, RasterLabels, SimulatedLabels, VectorLabels
 from bigmap.cube.resampling import transformer_between
 from bigmap.errors import ReadError, SamplesError
 from bigmap.labels import open_labels, reduce_by_mode

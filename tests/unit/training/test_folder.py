@@ -14,7 +14,7 @@ import torch
 
 from bigmap.errors import OutputError, TrainingError
 from bigmap.models import Training, build_model
-from bigmap.runs import MARK
+from bigmap.run_folder import MARK
 from bigmap.training.folder import Table, TrainingFolder
 from bigmap.training.logs import TrainingLog
 from tests.unit.training.chip_cases import limit_files

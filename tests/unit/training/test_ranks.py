@@ -7,10 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bigmap.clusters.ranks import Rank
 from bigmap.errors import LostRankError, SamplesError, TrainingError
 from bigmap.training.batches import cut_batches, share_out
 from bigmap.training.launching import find_error
-from bigmap.training.ranks import Link, Rank, find_rank
+from bigmap.training.ranks import Link, find_rank
 
 
 @given(count=st.integers(0, 50), parts=st.integers(1, 6), world=st.integers(1, 6))
