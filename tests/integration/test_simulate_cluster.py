@@ -107,19 +107,19 @@ def test_a_part_that_cannot_be_written_is_one_sentence(client: Client, tmp_path:
 def test_the_part_of_a_killed_worker_is_done_again(
     client: Client, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent: list[object] = []
-    submit = client.submit
+    sent: list[str] = []
+    send = client.map
 
     def count(*arguments: Any, **options: Any) -> Any:
-        sent.append(arguments)
-        return submit(*arguments, **options)
+        sent.extend(options["key"])
+        return send(*arguments, **options)
 
     def kill() -> None:
         while not list(tmp_path.rglob("item.json")):
             time.sleep(0.02)
         os.kill(victim, signal.SIGKILL)
 
-    monkeypatch.setattr(client, "submit", count)
+    monkeypatch.setattr(client, "map", count)
     victim = next(iter(client.run(os.getpid).values()))
     killer = threading.Thread(target=kill)
     killer.start()
