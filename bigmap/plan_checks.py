@@ -12,6 +12,7 @@ from bigmap.errors import CatalogError, EmptyAreaError, PlanError, RecipeError
 from bigmap.grid import ROI, Lattice
 from bigmap.loads import most_items
 from bigmap.plans import Part
+from bigmap.purpose import Purpose
 from bigmap.simulated import simulated_cache
 
 MOST_BLOCKS = 1_000_000
@@ -47,8 +48,9 @@ def check_coverage(part: Part) -> None:
         )
 
 
-def check_inputs(recipe: Recipe, output: str) -> None:
+def check_inputs(recipe: Recipe, purpose: Purpose) -> None:
     """Refuse an output among the inputs, where --overwrite would delete what is read."""
+    output, field = purpose.path, purpose.field
     if is_url(output):
         return
     target, source = Path(output).resolve(), recipe.source
@@ -56,11 +58,11 @@ def check_inputs(recipe: Recipe, output: str) -> None:
         cache = simulated_cache(source).resolve()
         if target in cache.parents or target.is_relative_to(cache):
             raise RecipeError(
-                f"output.path: {output} lies among the scenes in {cache}; choose another place"
+                f"{field}: {output} lies among the scenes in {cache}; choose another place"
             )
     for file in _list_inputs(recipe):
         if file.is_relative_to(target):
-            raise RecipeError(f"output.path: {output} holds the input {file}; choose another place")
+            raise RecipeError(f"{field}: {output} holds the input {file}; choose another place")
 
 
 def check_scenes(part: Part) -> None:
@@ -68,7 +70,7 @@ def check_scenes(part: Part) -> None:
 
     Elsewhere it may lie beside them: in the folder of all scenes, or where the list of items is.
     """
-    output = part.purpose.path
+    output, field = part.purpose.path, part.purpose.field
     if is_url(output):
         return
     target, spelt = Path(output).resolve(), Path(output).absolute()
@@ -82,10 +84,10 @@ def check_scenes(part: Part) -> None:
     for folder, items in folders.items():
         real = folder.resolve()
         if real.is_relative_to(target):
-            raise RecipeError(f"output.path: {output} holds the scenes in {real}; choose another")
+            raise RecipeError(f"{field}: {output} holds the scenes in {real}; choose another")
         if target.is_relative_to(real) and len(items) == 1 and real not in shared:
             raise RecipeError(
-                f"output.path: {output} lies among the files of {min(items)} in {real}; choose "
+                f"{field}: {output} lies among the files of {min(items)} in {real}; choose "
                 "another place"
             )
 

@@ -76,7 +76,7 @@ def make_plan(
     model = purpose.choose_model(recipe).build()
     if needs_weights:
         refuse_random(model.spec, advise_weights(recipe))
-    check_inputs(recipe, purpose.path)
+    check_inputs(recipe, purpose)
     parts = []
     for zone in _list_zones(recipe):
         try:

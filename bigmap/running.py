@@ -128,6 +128,8 @@ def _split_redo(plan: Plan, redo: Collection[str] | None) -> dict[str, frozenset
     names = [part.name for part in plan.parts]
     if redo is None:
         return dict.fromkeys(names)
+    if names == [""]:
+        return {"": frozenset(redo)}
     split: dict[str, set[str]] = {name: set() for name in names}
     for asked in redo:
         name, _, block = asked.rpartition("/")

@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, Generic, TypeVar
 
 from distributed import CancelledError, Client, Future, WorkerPlugin, get_worker, wait
@@ -292,9 +292,9 @@ class _Driver(Generic[Item, Result]):
         """Keep tasks in flight until all have come back."""
         first = next(source, None)
         if first is None:
-            return
+            return  # nothing is brought to the workers for no task
         self._open()
-        self.waiting.append((-math.inf, _Flight(first, 1)))
+        source = chain([first], source)
         self._refill(source)
         while self.flying or self.waiting or self.suspects:
             back = [(future, self.flying.pop(future)) for future in self._wait_for_some()]

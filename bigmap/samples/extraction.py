@@ -341,7 +341,8 @@ def extract_chips(
             run.audit()
             if not run.summary.failures:
                 counts = _join(prepared, run)
-        run.audit()
+        if run.summary.stopped:
+            run.audit()
         return _sum_up(prepared, run.summary, counts)
 
 

@@ -131,6 +131,8 @@ def test_single_blocks_are_done_again(client, items, tmp_path):
     assert run_plan(plan, client, Attempt(resume=True, redo=["failed"])).sent == 0
     with pytest.raises(OutputError, match="no such block"):
         run_plan(plan, client, Attempt(resume=True, redo=["r99999c0"]))
+    with pytest.raises(OutputError, match="--redo utm31n/r0c0: this map has no such block"):
+        run_plan(plan, client, Attempt(resume=True, redo=["utm31n/r0c0"]))
 
 
 def test_a_run_without_its_area_is_not_reused(client, items, small, tmp_path):

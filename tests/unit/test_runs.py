@@ -227,6 +227,16 @@ def test_status_names_a_damaged_file_of_the_run(finished, name, damage):
         read_status(run.output)
 
 
+def test_a_run_of_a_version_with_zones_in_its_recipe_goes_on(finished):
+    plan, run = finished
+    file = Path(run.path) / "recipe.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("area:\n", "area:\n  utm_zone: null\n", 1))
+    assert file.read_text() != text
+    assert run.read_recipe() == (plan.recipe, len(plan.only.blocks))
+    assert read_status(run.output).is_whole
+
+
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b'{"blocks": "many"}'])
 def test_what_follows_from_the_plan_is_made_anew(finished, content):
     plan, run = finished
