@@ -12,7 +12,7 @@ import pytest
 from bigmap.clusters import open_cluster
 from bigmap.clusters.driving import map_on
 from bigmap.config import LocalCluster
-from bigmap.errors import ReadError, RunError, SamplesError, UnfitFileError
+from bigmap.errors import OutputError, ReadError, RunError, SamplesError, UnfitFileError
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Square:
     misses: int | None = None
     """Cannot be read twice."""
     unfit: int | None = None
+    unwritten: int | None = None
+    """Cannot be written twice."""
 
     def __call__(self, number: int) -> int:
         marker = Path(self.folder) / "died"
@@ -39,6 +41,9 @@ class Square:
         if number == self.misses and len(list(Path(self.folder).glob("missed*"))) < 2:
             Path(self.folder, f"missed-{uuid.uuid4().hex}").touch()
             raise ReadError("labels.tif: HTTP response code: 503")
+        if number == self.unwritten and len(list(Path(self.folder).glob("full*"))) < 2:
+            Path(self.folder, f"full-{uuid.uuid4().hex}").touch()
+            raise OutputError("chips.zarr: cannot be written (No space left on device)")
         if number == self.unfit:
             Path(self.folder, f"unfit-{uuid.uuid4().hex}").touch()
             raise UnfitFileError("labels.tif: has 3 bands")
@@ -77,6 +82,15 @@ def test_errors_come_as_they_are(client, tmp_path) -> None:
         list(map_on(client, Square(str(tmp_path), refuses=3), range(9)))
     with pytest.raises(RunError, match=r"4: failed in 3 attempts \(OSError: a disk is gone\)"):
         list(map_on(client, Square(str(tmp_path), fails_at=4), range(9)))
+
+
+def test_what_cannot_be_written_for_a_moment_is_written_again(
+    client, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("bigmap.clusters.driving.RETRY_DELAY_S", 0.01)
+    results = list(map_on(client, Square(str(tmp_path), unwritten=4), range(9)))
+    assert sorted(results) == [number**2 for number in range(9)]
+    assert len(list(tmp_path.glob("full*"))) == 2
 
 
 def test_what_cannot_be_read_for_a_moment_is_read_again(client, tmp_path, monkeypatch) -> None:
