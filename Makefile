@@ -8,7 +8,7 @@ SERVICES_STAMP := $(SERVICES_VENV)/.installed
 EXTRAS := s3,slurm,test,bench,docs
 SCHEMA := recipes/recipe.schema.json
 CLUSTER_SCHEMA := cluster/cluster.schema.json
-WRITE_SCHEMA = $(BIN)/python -c 'import sys; from bigmap.config import write_schema; write_schema(sys.argv[1], of=sys.argv[2])'
+WRITE_SCHEMA = $(BIN)/python -c 'import sys; from bigmap.config.loading import write_schema; write_schema(sys.argv[1], of=sys.argv[2])'
 PYTEST := $(BIN)/python -m pytest
 REPORTS := build/reports
 

@@ -41,7 +41,8 @@ from bigmap import api, grid
 from bigmap.blocks import BlockJob, name_block
 from bigmap.clusters import open_client
 from bigmap.clusters.sizes import size_cluster
-from bigmap.config import parse_recipe, read_yaml
+from bigmap.config import parse_recipe
+from bigmap.config.strict_yaml import read_yaml
 from bigmap.grid import ROI
 from bigmap.items import ItemRow
 from bigmap.ledger import BlockRecord

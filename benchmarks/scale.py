@@ -21,7 +21,8 @@ import bigmap
 from benchmarks.measuring import ROOT, WORK, describe_machine, table, write_results
 from bigmap.blocks import BlockJob, name_block
 from bigmap.clusters import open_cluster
-from bigmap.config import LocalCluster, parse_recipe
+from bigmap.config import parse_recipe
+from bigmap.config.cluster import LocalCluster
 from bigmap.grid import ROI
 from bigmap.items import ItemRow
 from bigmap.ledger import BlockRecord

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bigmap.clusters.sizes import ClusterSizes, size_cluster
-from bigmap.config import Recipe, list_clusters, load_cluster
+from bigmap.config import Recipe
+from bigmap.config.loading import list_clusters, load_cluster
 from bigmap.errors import BigmapError
 from bigmap.inference import optimise
 from bigmap.loads import Estimate

@@ -30,7 +30,8 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from bigmap import simulate
-from bigmap.config import Access, RasterLabels, SimulatedLabels, VectorLabels
+from bigmap.config.sources import Access
+from bigmap.config.training import RasterLabels, SimulatedLabels, VectorLabels
 from bigmap.cube.reading import use_raster
 from bigmap.cube.resampling import transformer_between
 from bigmap.errors import ReadError, SamplesError, UnfitFileError

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from bigmap import grid
 from bigmap.catalog.hrefs import is_url, path_of
-from bigmap.config import Recipe, SimulatedSource
+from bigmap.config import Recipe
+from bigmap.config.sources import SimulatedSource
 from bigmap.errors import CatalogError, EmptyAreaError, PlanError, RecipeError
 from bigmap.grid import ROI, Lattice
 from bigmap.loads import most_items

@@ -12,7 +12,10 @@ from bigmap import simulate
 from bigmap.area import list_utm_zones, lonlat_of, read_area
 from bigmap.catalog import Audit, Catalogue, find_items
 from bigmap.clusters.sizes import ClusterSizes, size_cluster
-from bigmap.config import UTM, InferenceConfig, Recipe, SimulatedSource
+from bigmap.config import Recipe
+from bigmap.config.areas import UTM
+from bigmap.config.recipe import InferenceConfig
+from bigmap.config.sources import SimulatedSource
 from bigmap.cube.loaders import epsg_of
 from bigmap.cube.reader import mask_rule
 from bigmap.errors import CatalogError, EmptyAreaError, RecipeError
@@ -22,13 +25,7 @@ from bigmap.items import ItemTable
 from bigmap.loads import check_memory
 from bigmap.models import LayerSpec, MapModel, ModelSpec, refuse_random
 from bigmap.models.choosing import advise_weights
-from bigmap.plan_checks import (
-    check_coverage,
-    check_inputs,
-    check_pixels,
-    check_scenes,
-    check_size,
-)
+from bigmap.plan_checks import check_coverage, check_inputs, check_pixels, check_scenes, check_size
 from bigmap.plans import Part, Plan
 from bigmap.purpose import Purpose
 from bigmap.run_folder import RunFolder

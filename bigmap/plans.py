@@ -20,7 +20,8 @@ from bigmap import grid, simulate
 from bigmap.blocks import BlockJob, name_block
 from bigmap.catalog import Catalogue
 from bigmap.clusters.sizes import ClusterSizes
-from bigmap.config import Recipe, SimulatedSource
+from bigmap.config import Recipe
+from bigmap.config.sources import SimulatedSource
 from bigmap.cube.loaders import bounds_on
 from bigmap.cube.reader import SceneReading, mask_rule
 from bigmap.errors import PlanError, RecipeError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bigmap.config import InferenceConfig, Recipe
+from bigmap.config import Recipe
+from bigmap.config.recipe import InferenceConfig
 from bigmap.models import ModelChoice
 from bigmap.models.choosing import choose_model
 from bigmap.quality import DateRule

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import shapely
 
 from bigmap.catalog import Catalogue, is_saved_catalogue, load_items, save_items
-from bigmap.config import Recipe, parse_recipe, parse_yaml
+from bigmap.config import Recipe, parse_recipe
+from bigmap.config.strict_yaml import parse_yaml
 from bigmap.errors import CatalogError, OutputError, RecipeError
 from bigmap.files import list_names, list_numbered, locate, parse_json, storage_errors
 from bigmap.grid import ROI, Area

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bigmap import grid, simulate
-from bigmap.config import FilesSource, Recipe, SimulatedSource
+from bigmap.config import Recipe
+from bigmap.config.sources import FilesSource, SimulatedSource
 from bigmap.grid import Area, Lattice
 from bigmap.inference import Windowing
 from bigmap.models import MapModel

@@ -28,7 +28,7 @@ from shapely.errors import ShapelyError
 
 from bigmap import grid
 from bigmap.catalog import Catalogue, load_items, save_items
-from bigmap.config import Access
+from bigmap.config.sources import Access
 from bigmap.cube.resampling import FileGrid, TargetGrid
 from bigmap.cube.staging import (
     Reach,

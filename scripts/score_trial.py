@@ -21,7 +21,7 @@ from affine import Affine
 
 import bigmap
 from bigmap.area import read_area
-from bigmap.config import SimulatedSource
+from bigmap.config.sources import SimulatedSource
 from bigmap.errors import BigmapError, OutputError
 from bigmap.metrics import ClassScores, ConfusionMatrix
 from bigmap.run_folder import RunFolder

@@ -18,7 +18,7 @@ from shapely.geometry.base import BaseGeometry
 
 from bigmap.catalog.audit import Audit, Catalogue
 from bigmap.catalog.projection import footprint_of
-from bigmap.config import FilesSource
+from bigmap.config.sources import FilesSource
 from bigmap.items import ItemTable, names_in_layout
 
 Mask = npt.NDArray[np.bool_]

@@ -29,7 +29,7 @@ from bigmap.catalog.saved import choose_saved
 from bigmap.catalog.sources import RawItem, read_item_file, walk_catalog
 from bigmap.catalog.stac_api import search_api
 from bigmap.catalog.storage import is_saved_catalogue, load_items
-from bigmap.config import Access, FilesSource, StacApiSource, StaticCatalogSource
+from bigmap.config.sources import Access, FilesSource, StacApiSource, StaticCatalogSource
 from bigmap.errors import CatalogError
 from bigmap.items import ItemRow, ItemTable
 from bigmap.radiometry import parse_baseline

@@ -26,7 +26,7 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util.retry import Retry
 
 from bigmap.catalog.malformed import MALFORMED
-from bigmap.config import StacApiSource
+from bigmap.config.sources import StacApiSource
 from bigmap.errors import CatalogError
 from bigmap.files import parse_json
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from bigmap.cli.ending import USER_ERROR, say
 from bigmap.cli.options import JsonOption
 from bigmap.clusters.checks import ClusterReport, check_cluster
-from bigmap.config import list_clusters, load_cluster
+from bigmap.config.loading import list_clusters, load_cluster
 from bigmap.errors import RecipeError
 
 app = typer.Typer(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bigmap.cli.options import JsonOption
-from bigmap.config import parse_yaml
+from bigmap.config.strict_yaml import parse_yaml
 from bigmap.errors import ModelError
 from bigmap.models import OptionValue, Training, build_model, find_model, list_models, read_card
 from bigmap.models.facts import ModelFacts, describe_class, describe_model, facts_dict

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from bigmap.config import Recipe, check_lonlat_bbox, load_recipe, parse_recipe
+from bigmap.config import Recipe, load_recipe, parse_recipe
+from bigmap.config.areas import check_lonlat_bbox
 from bigmap.errors import RecipeError
 
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]

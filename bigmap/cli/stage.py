@@ -19,7 +19,8 @@ from bigmap.cli.options import (
     SourceOption,
     read_recipe,
 )
-from bigmap.config import UTM, Recipe
+from bigmap.config import Recipe
+from bigmap.config.areas import UTM
 from bigmap.progress import StageProgress
 from bigmap.signals import stop_on_signals
 from bigmap.staging import ITEMS, JOBS, StageSummary, verify_stage

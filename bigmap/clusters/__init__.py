@@ -14,12 +14,12 @@ from bigmap.clusters.local import check_process, start_cuda, start_local
 from bigmap.clusters.scenes import render_on
 from bigmap.clusters.sizes import size_cluster
 from bigmap.clusters.slurm import start_slurm
-from bigmap.config import (
+from bigmap.config import Recipe
+from bigmap.config.cluster import (
     ClusterConfig,
     ExistingCluster,
     LocalCluster,
     LocalCudaCluster,
-    Recipe,
     SlurmCluster,
 )
 from bigmap.simulate import SceneRequest, SceneTask

@@ -25,7 +25,8 @@ from rasterio.windows import Window
 
 from bigmap.clusters import open_cluster
 from bigmap.clusters.sizes import size_cluster
-from bigmap.config import Access, ClusterConfig
+from bigmap.config.cluster import ClusterConfig
+from bigmap.config.sources import Access
 from bigmap.cube.reading import use_raster
 from bigmap.errors import OutputError, ReadError
 from bigmap.machine import count_cores

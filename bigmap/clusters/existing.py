@@ -12,7 +12,7 @@ from distributed import Client
 from distributed.security import Security
 from distributed.utils import silence_logging_cmgr
 
-from bigmap.config import ExistingCluster
+from bigmap.config.cluster import ExistingCluster
 from bigmap.errors import ClusterError
 from bigmap.files import parse_json
 

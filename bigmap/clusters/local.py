@@ -17,7 +17,7 @@ import dask
 from distributed import LocalCluster
 
 from bigmap.clusters.settings import DASHBOARD, LOOPBACK, local_config
-from bigmap.config import LocalCudaCluster
+from bigmap.config.cluster import LocalCudaCluster
 from bigmap.errors import ClusterError
 
 CLOSE_TIMEOUT_S = 30

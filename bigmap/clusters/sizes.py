@@ -13,7 +13,7 @@ from pathlib import Path
 
 from distributed.system import memory_limit
 
-from bigmap.config import (
+from bigmap.config.cluster import (
     ClusterConfig,
     ExistingCluster,
     LocalCluster,

@@ -22,7 +22,7 @@ from distributed.security import Security
 from distributed.utils import get_ip_interface
 
 from bigmap.clusters.settings import DASHBOARD, LOOPBACK, SCHEDULER, worker_environment
-from bigmap.config import SlurmCluster
+from bigmap.config.cluster import SlurmCluster
 from bigmap.errors import ClusterError
 
 LOG = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bigmap import grid
-from bigmap.config import Access, MaskConfig
+from bigmap.config.masks import MaskConfig
+from bigmap.config.sources import Access
 from bigmap.cube.loaders import LOADERS, bounds_on
 from bigmap.cube.pixels import BANDS, MaskPixels
 from bigmap.cube.reading import Claim, RasterReader

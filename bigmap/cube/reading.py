@@ -28,7 +28,7 @@ from rasterio.transform import array_bounds
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from bigmap import grid
-from bigmap.config import Access
+from bigmap.config.sources import Access
 from bigmap.cube.pixels import Pixels, check_file, has_alpha, read_pixels
 from bigmap.cube.resampling import FileGrid, TargetGrid, plan_sampling, transformer_between
 from bigmap.errors import ReadError, UnfitFileError

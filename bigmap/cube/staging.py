@@ -33,7 +33,7 @@ from rasterio.windows import Window
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from bigmap import grid
-from bigmap.config import Access
+from bigmap.config.sources import Access
 from bigmap.cube.pixels import bound_window, has_mask, read_mask_of
 from bigmap.cube.reading import (
     STAGED_TAG,

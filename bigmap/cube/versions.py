@@ -9,7 +9,7 @@ from pathlib import Path
 
 import requests
 
-from bigmap.config import Access
+from bigmap.config.sources import Access
 from bigmap.cube.reading import is_local
 from bigmap.items import ItemRow
 from bigmap.signing import sign_href

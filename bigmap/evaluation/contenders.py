@@ -7,15 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bigmap.chips import ChipTemplate
-from bigmap.config import Recipe, parse_yaml
+from bigmap.config import Recipe
+from bigmap.config.strict_yaml import parse_yaml
 from bigmap.errors import ModelError
-from bigmap.models import (
-    MapModel,
-    ModelSpec,
-    OptionValue,
-    build_model,
-    read_card,
-)
+from bigmap.models import MapModel, ModelSpec, OptionValue, build_model, read_card
 from bigmap.models import find_model as find_kind
 from bigmap.models.choosing import choose_model, use_trained_weights
 

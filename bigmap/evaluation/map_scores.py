@@ -11,7 +11,8 @@ from shapely.geometry.base import BaseGeometry
 
 from bigmap.area import CHOOSE_LAYER, read_area
 from bigmap.chips import SPLITS, Split
-from bigmap.config import Recipe, SimulatedSource
+from bigmap.config import Recipe
+from bigmap.config.sources import SimulatedSource
 from bigmap.errors import OutputError, RecipeError, SamplesError
 from bigmap.evaluation.maps import (
     BlockMapper,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bigmap.config import ModelConfig, Recipe
+from bigmap.config import Recipe
+from bigmap.config.recipe import ModelConfig
 from bigmap.errors import RecipeError
 from bigmap.models import LEGENDS, ClassEntry, ModelChoice, find_model
 

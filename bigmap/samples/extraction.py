@@ -13,15 +13,10 @@ import numpy.typing as npt
 
 from bigmap import grid
 from bigmap.chips import SPLITS, ChipTemplate, is_complete
-from bigmap.config import (
-    DownsampledImage,
-    InferenceConfig,
-    Recipe,
-    SamplesConfig,
-    SensorImage,
-    SimulatedLabels,
-    SimulatedSource,
-)
+from bigmap.config import Recipe
+from bigmap.config.recipe import InferenceConfig
+from bigmap.config.sources import SimulatedSource
+from bigmap.config.training import DownsampledImage, SamplesConfig, SensorImage, SimulatedLabels
 from bigmap.errors import RecipeError, SamplesError
 from bigmap.grid import ROI
 from bigmap.labels import open_labels

@@ -25,7 +25,7 @@ from bigmap.chips import (
     write_chips,
 )
 from bigmap.clusters.driving import Policy, map_on
-from bigmap.config import SamplesConfig
+from bigmap.config.training import SamplesConfig
 from bigmap.errors import SamplesError
 from bigmap.files import parse_json, write_atomically
 from bigmap.run_folder import RunFolder

@@ -12,7 +12,13 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from bigmap.chips import SPLITS
-from bigmap.config import CellSplit, PolygonSplit, SceneSplit, SplitConfig, WithinSceneSplit
+from bigmap.config.training import (
+    CellSplit,
+    PolygonSplit,
+    SceneSplit,
+    SplitConfig,
+    WithinSceneSplit,
+)
 from bigmap.draws import derive_seed, hash_ints, to_uniform
 from bigmap.errors import SamplesError
 from bigmap.vectors import name_values, normalise, open_vector, take_polygons

@@ -18,7 +18,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject
 
 from bigmap import simulate
-from bigmap.config import Access
+from bigmap.config.sources import Access
 from bigmap.errors import SamplesError
 from bigmap.labels import has_alpha_band, use_own_raster
 from bigmap.radiometry import DN_OFFSET, DN_SCALE, NODATA

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bigmap.config import AugmentConfig
+from bigmap.config.training import AugmentConfig
 from bigmap.quality import DateRule, choose_dates
 
 Scalar = TypeVar("Scalar", bound=np.generic)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bigmap.config import (
+from bigmap.config.training import (
     DualObjective,
     EndToEndObjective,
     ImageObjective,

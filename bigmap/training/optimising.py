@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigmap.config import (
+from bigmap.config.training import (
     ConstantSchedule,
     CosineSchedule,
     OptimiserConfig,

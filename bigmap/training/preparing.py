@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from bigmap.chips import SPLITS, Chip, ChipSet, ChipTemplate
-from bigmap.config import ImageObjective, PlateauSchedule, Recipe, TrainingConfig
+from bigmap.config import Recipe
+from bigmap.config.training import ImageObjective, PlateauSchedule, TrainingConfig
 from bigmap.errors import RecipeError, SamplesError, TrainingError
 from bigmap.losses import class_weights
 from bigmap.models import ModelChoice, NetworkModel

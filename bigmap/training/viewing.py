@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bigmap.chips import ChipSet, ChipTemplate
-from bigmap.config import (
+from bigmap.config.training import (
     DualObjective,
     EndToEndObjective,
     ImageObjective,

@@ -24,7 +24,8 @@ from affine import Affine
 
 from bigmap.api import plan
 from bigmap.catalog import find_items, save_items
-from bigmap.config import FilesSource, load_recipe
+from bigmap.config import load_recipe
+from bigmap.config.sources import FilesSource
 from bigmap.lease import Lease
 from bigmap.ledger import BlockRecord
 from bigmap.models import Training, build_model, save_weights

@@ -25,18 +25,11 @@ from bigmap.catalog import Catalogue, find_items, load_items, save_items
 from bigmap.chips import ChipSet
 from bigmap.cli.ending import USER_ERROR
 from bigmap.cli.status import show_status, status_dict
-from bigmap.config import (
-    Access,
-    FilesSource,
-    RasterLabels,
-    StacApiSource,
-    StaticCatalogSource,
-    VectorLabels,
-    load_cluster,
-    load_recipe,
-    parse_recipe,
-    parse_yaml,
-)
+from bigmap.config import load_recipe, parse_recipe
+from bigmap.config.loading import load_cluster
+from bigmap.config.sources import Access, FilesSource, StacApiSource, StaticCatalogSource
+from bigmap.config.strict_yaml import parse_yaml
+from bigmap.config.training import RasterLabels, VectorLabels
 from bigmap.labels import open_labels
 from bigmap.lease import Lease
 from bigmap.loads import estimate_plan

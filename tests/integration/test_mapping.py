@@ -11,7 +11,7 @@ import pytest
 
 from bigmap.clusters import open_cluster
 from bigmap.clusters.driving import map_on
-from bigmap.config import LocalCluster
+from bigmap.config.cluster import LocalCluster
 from bigmap.errors import OutputError, ReadError, RunError, SamplesError, UnfitFileError
 
 

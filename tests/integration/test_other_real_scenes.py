@@ -10,7 +10,8 @@ from rasterio.warp import transform_bounds
 
 import bigmap
 from bigmap.catalog import find_items
-from bigmap.config import FilesSource, parse_recipe
+from bigmap.config import parse_recipe
+from bigmap.config.sources import FilesSource
 from bigmap.cube.reader import CubeReader, SceneReading
 from bigmap.grid import Lattice
 from bigmap.quality import MaskRule

@@ -13,7 +13,8 @@ import rasterio
 import bigmap
 from bigmap import cli, staging
 from bigmap.catalog import save_items
-from bigmap.config import parse_recipe, parse_yaml
+from bigmap.config import parse_recipe
+from bigmap.config.strict_yaml import parse_yaml
 from bigmap.errors import CatalogError, OutputError, PlanError
 from bigmap.lease import Lease, read_lease
 from bigmap.places import Attempt

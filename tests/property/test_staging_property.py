@@ -7,7 +7,7 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigmap.config import Access
+from bigmap.config.sources import Access
 from bigmap.cube.pixels import BANDS
 from bigmap.cube.reading import RasterReader, covers, staged_parts_of
 from bigmap.cube.resampling import FileGrid, TargetGrid, bound_sampling, plan_sampling

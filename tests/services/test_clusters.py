@@ -16,7 +16,7 @@ from distributed.security import Security
 from bigmap.clusters import open_cluster
 from bigmap.clusters.checks import check_cluster
 from bigmap.clusters.slurm import cluster_options
-from bigmap.config import load_cluster
+from bigmap.config.loading import load_cluster
 from bigmap.errors import ClusterError
 from tests.services.slurm import Slurm
 

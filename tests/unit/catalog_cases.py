@@ -7,7 +7,7 @@ import shapely
 import yaml
 
 from bigmap.catalog import find_items
-from bigmap.config import FilesSource
+from bigmap.config.sources import FilesSource
 
 WORLD = shapely.box(-180, -90, 180, 90)
 EVER = {"start": "2014-01-01", "end": "2030-12-31"}

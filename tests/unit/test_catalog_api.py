@@ -11,7 +11,7 @@ import yaml
 
 from bigmap.catalog import find_items
 from bigmap.catalog.stac_api import coarsen_area
-from bigmap.config import Access, StacApiSource
+from bigmap.config.sources import Access, StacApiSource
 from bigmap.errors import CatalogError
 
 RECORDED_ROOT = "https://earth-search.aws.element84.com/v1"

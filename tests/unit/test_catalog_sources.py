@@ -10,7 +10,7 @@ import pytest
 
 from bigmap.catalog import find_items
 from bigmap.catalog.hrefs import resolve_href
-from bigmap.config import Access, StaticCatalogSource
+from bigmap.config.sources import Access, StaticCatalogSource
 from bigmap.errors import CatalogError
 from bigmap.redaction import clean_href
 from tests.unit.catalog_cases import EVER, WORLD, find, kinds, read_json, reprocess, write

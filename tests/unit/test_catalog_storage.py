@@ -13,7 +13,7 @@ from stac_geoparquet.arrow import parse_stac_items_to_parquet, stac_table_to_ite
 
 from bigmap.catalog import find_items, load_items, save_items
 from bigmap.catalog.storage import to_item
-from bigmap.config import FilesSource
+from bigmap.config.sources import FilesSource
 from bigmap.errors import CatalogError, OutputError
 from bigmap.items import AssetRow, ItemTable
 from tests.unit.catalog_cases import EVER, WORLD, find, read_json

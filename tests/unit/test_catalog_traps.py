@@ -26,7 +26,7 @@ from bigmap.catalog.stac_api import (
     _discover_extensions,
     _items_of,
 )
-from bigmap.config import StaticCatalogSource
+from bigmap.config.sources import StaticCatalogSource
 from bigmap.errors import CatalogError
 from tests.unit.catalog_cases import EVER, WORLD, find, kinds, reprocess, write
 

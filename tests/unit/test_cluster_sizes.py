@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from bigmap.clusters import sizes
 from bigmap.clusters.sizes import ClusterSizes, size_cluster
-from bigmap.config import ClusterConfig
+from bigmap.config.cluster import ClusterConfig
 
 SLURM = {"kind": "slurm", "interface": "lo"}
 EXISTING = {"kind": "existing", "address": "tcp://127.0.0.1:8786"}

@@ -15,8 +15,8 @@ from bigmap.clusters import open_cluster
 from bigmap.clusters.local import cuda_options, start_cuda
 from bigmap.clusters.sizes import size_cluster
 from bigmap.clusters.slurm import cluster_options, list_directives, list_prologue
-from bigmap.config import Recipe, list_clusters, load_cluster, load_recipe, parse_recipe
-from bigmap.config.recipe import write_schema
+from bigmap.config import Recipe, load_recipe, parse_recipe
+from bigmap.config.loading import list_clusters, load_cluster, write_schema
 from bigmap.errors import ClusterError, RecipeError
 from bigmap.models.choosing import choose_model
 from bigmap.planning import choose_windowing

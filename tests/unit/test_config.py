@@ -8,7 +8,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bigmap.config import Recipe, load_recipe, parse_recipe, parse_yaml, write_schema
+from bigmap.config import Recipe, load_recipe, parse_recipe
+from bigmap.config.loading import write_schema
+from bigmap.config.strict_yaml import parse_yaml
 from bigmap.errors import RecipeError
 from tests.integration.small_world import raw_recipe, write_recipe
 
@@ -294,3 +296,11 @@ def test_names_of_files_are_found_with_accents_composed_or_not(tmp_path, stored,
     (tmp_path / stored).touch()
     recipe = load_recipe(file, [f"area={{file: {given}}}"])
     assert recipe.area.file == str(tmp_path / stored)
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask["kind"])
+def test_a_field_is_named_without_the_kind_that_it_is_of(mask):
+    wrong = {**mask, "dilate_px": "wide", "nodata_value": 3}
+    with pytest.raises(RecipeError, match=r"recipe: source\.mask\.(nodata_value|dilate_px)") as why:
+        parse_recipe(raw_recipe(source__mask=wrong))
+    assert f"mask.{mask['kind']}." not in str(why.value)

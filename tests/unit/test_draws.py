@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import shapely
 
-from bigmap.config import CellSplit
+from bigmap.config.training import CellSplit
 from bigmap.draws import derive_seed, hash_ints, to_uniform
 from bigmap.samples.splits import make_splits
 

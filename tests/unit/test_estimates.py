@@ -9,7 +9,8 @@ import pytest
 
 from bigmap import loads
 from bigmap.clusters.sizes import size_cluster
-from bigmap.config import LocalCluster, SlurmCluster, parse_recipe
+from bigmap.config import parse_recipe
+from bigmap.config.cluster import LocalCluster, SlurmCluster
 from bigmap.estimates import (
     CORE_GFLOPS,
     FINISH_CORE_S,

@@ -11,8 +11,8 @@ from affine import Affine
 from pydantic import TypeAdapter
 from rasterio.enums import ColorInterp
 
-from bigmap.config import Access
-from bigmap.config.recipe import MaskConfig
+from bigmap.config.masks import MaskConfig
+from bigmap.config.sources import Access
 from bigmap.cube.pixels import BANDS, MaskPixels
 from bigmap.cube.reader import mask_rule
 from bigmap.cube.reading import RasterReader

@@ -9,7 +9,7 @@ from rasterio.vrt import WarpedVRT
 from scipy.ndimage import map_coordinates, minimum_filter
 
 from bigmap import grid
-from bigmap.config import Access
+from bigmap.config.sources import Access
 from bigmap.cube.pixels import BANDS, MaskPixels
 from bigmap.cube.reading import RasterReader, find_origin, open_raster
 from bigmap.cube.resampling import FileGrid, TargetGrid

@@ -19,7 +19,8 @@ import shapely
 
 import bigmap
 from bigmap.catalog.search import find_items
-from bigmap.config import FilesSource, StaticCatalogSource, load_recipe
+from bigmap.config import load_recipe
+from bigmap.config.sources import FilesSource, StaticCatalogSource
 from bigmap.errors import PlanError
 from bigmap.simulate import (
     FLAVOURS,

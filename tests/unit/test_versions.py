@@ -11,7 +11,8 @@ import rasterio
 
 import bigmap
 from bigmap.blocks import run_block
-from bigmap.config import Access, parse_recipe
+from bigmap.config import parse_recipe
+from bigmap.config.sources import Access
 from bigmap.cube.reading import Claim, find_excess_m, grid_of
 from bigmap.cube.versions import find_version
 from bigmap.errors import ReadError

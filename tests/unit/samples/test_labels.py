@@ -14,7 +14,8 @@ from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 from rasterio._err import CPLE_AppDefinedError
 
-from bigmap.config import Access, RasterLabels, SimulatedLabels, VectorLabels
+from bigmap.config.sources import Access
+from bigmap.config.training import RasterLabels, SimulatedLabels, VectorLabels
 from bigmap.cube.resampling import transformer_between
 from bigmap.errors import ReadError, SamplesError
 from bigmap.labels import open_labels, reduce_by_mode

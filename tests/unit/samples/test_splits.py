@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigmap.chips import SPLITS
-from bigmap.config import CellSplit, PolygonSplit, SceneSplit, WithinSceneSplit
+from bigmap.config.training import CellSplit, PolygonSplit, SceneSplit, WithinSceneSplit
 from bigmap.errors import SamplesError
 from bigmap.grid import Area, Lattice
 from bigmap.samples import make_splits

@@ -7,7 +7,7 @@ import pytest
 import rasterio
 from affine import Affine
 
-from bigmap.config import Access
+from bigmap.config.sources import Access
 from bigmap.errors import ReadError, SamplesError
 from bigmap.samples.targets import open_sensor
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigmap.chips import Chip
-from bigmap.config import AugmentConfig
+from bigmap.config.training import AugmentConfig
 from bigmap.training.augmenting import draw_variation, order_chips, vary_nothing
 from bigmap.training.batches import ChipView, collate
 

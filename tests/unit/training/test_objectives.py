@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bigmap import losses
-from bigmap.config import (
+from bigmap.config.training import (
     DualObjective,
     EndToEndObjective,
     ImageObjective,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bigmap.config import (
+from bigmap.config.training import (
     ConstantSchedule,
     CosineSchedule,
     OptimiserConfig,
