@@ -30,7 +30,7 @@ from bigmap.evaluation import (
     split_geometry,
 )
 from bigmap.grid import intersect, is_empty, shape_of
-from bigmap.inference import predict
+from bigmap.lazy_predict import predict
 from bigmap.models.choosing import use_trained_weights
 from bigmap.places import Attempt, check_place
 from bigmap.planning import make_plan

@@ -14,15 +14,17 @@ import numpy.typing as npt
 
 from bigmap import grid
 from bigmap.cube.reader import BoolArray, CubeReader, DayMasks, SceneReading, UInt16Array
+from bigmap.engine import CellData, Engine, optimise
 from bigmap.errors import ReadError
 from bigmap.grid import ROI, Area, Lattice, area_mask
-from bigmap.inference import CellData, Engine, Timings, Windowing, optimise
 from bigmap.items import ItemRow
 from bigmap.lease import check_lease
 from bigmap.ledger import NO_SCENE, TOO_CLOUDY, UNREAD, BlockRecord, BlockState
 from bigmap.models import LayerSpec, MapModel, ModelChoice
 from bigmap.quality import DateRule, choose_dates
 from bigmap.store import MapWriter
+from bigmap.timings import Timings
+from bigmap.windows import Windowing
 
 
 @dataclass(frozen=True)

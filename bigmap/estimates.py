@@ -10,8 +10,8 @@ from typing import Literal
 from bigmap.clusters.sizes import ClusterSizes, size_cluster
 from bigmap.config import Recipe
 from bigmap.config.loading import list_clusters, load_cluster
+from bigmap.engine import optimise
 from bigmap.errors import BigmapError
-from bigmap.inference import optimise
 from bigmap.loads import Estimate
 from bigmap.models.base import MapModel
 from bigmap.models.devices import EMULATED_BFLOAT16, SLOW_BFLOAT16, has_bfloat16

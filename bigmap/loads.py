@@ -10,8 +10,8 @@ import numpy.typing as npt
 import shapely
 
 from bigmap import grid
+from bigmap.engine import Engine, optimise
 from bigmap.errors import PlanError
-from bigmap.inference import Engine, optimise
 from bigmap.items import AssetRow
 from bigmap.models.dry_pass import PassSize, count_pass_bytes
 from bigmap.models.layers import count_weight_bytes

@@ -20,7 +20,6 @@ from bigmap.cube.loaders import epsg_of
 from bigmap.cube.reader import mask_rule
 from bigmap.errors import CatalogError, EmptyAreaError, RecipeError
 from bigmap.grid import ROI, Area, Lattice
-from bigmap.inference import Windowing
 from bigmap.items import ItemTable
 from bigmap.loads import check_memory
 from bigmap.models import LayerSpec, MapModel, ModelSpec, refuse_random
@@ -31,6 +30,7 @@ from bigmap.purpose import Purpose
 from bigmap.run_folder import RunFolder
 from bigmap.simulated import CACHE_LIMIT, forecast_items, list_scenes, request_scenes
 from bigmap.staging import read_staged, use_staged
+from bigmap.windows import Windowing
 from bigmap.zones import UtmZone
 
 CONTEXT_CELLS = 3

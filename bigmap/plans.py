@@ -26,11 +26,11 @@ from bigmap.cube.loaders import bounds_on
 from bigmap.cube.reader import SceneReading, mask_rule
 from bigmap.errors import PlanError, RecipeError
 from bigmap.grid import ROI, Area, Lattice
-from bigmap.inference import Windowing
 from bigmap.items import ItemTable
 from bigmap.models import LayerSpec, MapModel
 from bigmap.purpose import Purpose
 from bigmap.store import LayerTemplate, MapTemplate
+from bigmap.windows import Windowing
 from bigmap.zones import UtmZone
 
 REMOTE_READS = 16

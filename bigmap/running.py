@@ -19,9 +19,9 @@ from distributed import Client
 
 from bigmap.blocks import BlockJob, run_block
 from bigmap.clusters.driving import Policy, Task, Work, drive, map_on
+from bigmap.engine import limit_threads
 from bigmap.errors import LostClusterError, OutputError, ReadError, RunError, StoppedError
 from bigmap.grid import ROI
-from bigmap.inference import limit_threads
 from bigmap.items import ItemRow, ItemTable
 from bigmap.lease import Lease
 from bigmap.ledger import FAILED, UNREAD, BlockRecord, Ledger, add_km2, list_replaced

@@ -11,8 +11,8 @@ from bigmap import grid, simulate
 from bigmap.config import Recipe
 from bigmap.config.sources import FilesSource, SimulatedSource
 from bigmap.grid import Area, Lattice
-from bigmap.inference import Windowing
 from bigmap.models import MapModel
+from bigmap.windows import Windowing
 
 CACHE_LIMIT = "source.cache_gb"
 

@@ -38,6 +38,7 @@ from bigmap.cube.staging import (
     free_bytes,
     holds_what_is_read,
 )
+from bigmap.engine import Engine
 from bigmap.errors import (
     BigmapError,
     CatalogError,
@@ -47,7 +48,6 @@ from bigmap.errors import (
     StoppedError,
 )
 from bigmap.files import parse_json
-from bigmap.inference import Engine
 from bigmap.items import AssetRow, ItemRow, ItemTable
 from bigmap.lease import Lease
 from bigmap.plans import Part, Plan

@@ -24,7 +24,7 @@ PASS_SHARE = 1.85
 1.85, since holes depend on what other threads take. With each tensor returned to the system it is
 1.03, for several times the time in the system: :data:`bigmap.machine.ALLOCATOR`."""
 PREPARED_BYTES = 18
-"""Of one sample while pixels become reflectance: see :func:`bigmap.inference.prepare`."""
+"""Of one sample while pixels become reflectance: see :func:`bigmap.engine.prepare`."""
 MASK_BYTES = 5
 """Of one pixel of one item: its value, what is clear and has data, and dilation's copy."""
 SAMPLING_BYTES = {"nearest": 5, "bilinear": 25, "cubic": 61}

@@ -10,16 +10,17 @@ import numpy.typing as npt
 import torch
 
 from bigmap.chips import Chip, ChipSet, ChipTemplate
+from bigmap.engine import optimise
 from bigmap.errors import SamplesError
 from bigmap.evaluation.contenders import Contender
 from bigmap.evaluation.images import ImageScorer
 from bigmap.evaluation.results import ModelScores
-from bigmap.inference import Windowing, optimise
 from bigmap.metrics import ConfusionMatrix, InstanceParts
 from bigmap.models.base import NODATA_CLASS
 from bigmap.training.augmenting import choose_clearest
 from bigmap.training.batches import Batch, ChipFeed, ChipView, collate, cut_batches
 from bigmap.training.viewing import find_bands, refuse_other_legend
+from bigmap.windows import Windowing
 
 READERS = 4
 """Threads that read chips."""

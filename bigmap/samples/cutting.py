@@ -23,7 +23,6 @@ from bigmap.cube.reader import CubeReader, SceneReading
 from bigmap.errors import ReadError
 from bigmap.files import locate, write_atomically
 from bigmap.grid import ROI
-from bigmap.inference import Timings
 from bigmap.items import ItemRow
 from bigmap.labels import LabelReader
 from bigmap.lease import check_lease
@@ -32,6 +31,7 @@ from bigmap.quality import DateRule, choose_dates
 from bigmap.radiometry import DN_OFFSET, DN_SCALE
 from bigmap.samples.candidates import ChipLattice, name_tile
 from bigmap.samples.targets import SensorReader, reduce_date
+from bigmap.timings import Timings
 
 PARTS = "parts"
 """Folder of what blocks have cut, in the run folder; it goes when the chips are joined."""

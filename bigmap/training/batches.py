@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bigmap.chips import UNLABELLED, Chip, ChipSet
-from bigmap.inference import prepare
+from bigmap.engine import prepare
 from bigmap.radiometry import DN_OFFSET, DN_SCALE, NODATA
 from bigmap.training.augmenting import Variation
 
@@ -71,7 +71,7 @@ class Batch:
     def prepare(self, empty: Tensor) -> Tensor:
         """Return finite reflectance, float32 (batch, time, band, y, x), jittered where it is.
 
-        See :func:`bigmap.inference.prepare`.
+        See :func:`bigmap.engine.prepare`.
         """
         reflectance = prepare(self.pixels, self.clear, empty=empty)
         if self.gain is None or self.offset is None:

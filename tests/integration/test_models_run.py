@@ -14,7 +14,7 @@ from distributed import Client
 
 import bigmap
 from bigmap.config import load_recipe, parse_recipe
-from bigmap.inference import optimise, prepare
+from bigmap.engine import optimise, prepare
 from bigmap.models import NetworkModel, build_model, list_models
 from bigmap.models.choosing import choose_model
 from bigmap.running import run_plan

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 import bigmap
 from bigmap import grid
+from bigmap.engine import CellData, Engine, prepare
 from bigmap.errors import ModelError, ScoresError
 from bigmap.grid import Lattice
-from bigmap.inference import CellData, Engine, Windowing, _ramp, prepare
 from bigmap.models import MapModel, build_model
 from bigmap.models.layers import TYPICAL_STATISTICS
 from bigmap.quality import DateRule
+from bigmap.windows import Windowing, _ramp
 
 
 def make_cube(*, bands=("blue", "green", "red", "nir"), time=3, size=70, dtype="uint16", seed=0):

@@ -1,0 +1,221 @@
+"""Windows of a region: how it is cut, and how their scores become layers.
+
+Windows are cores of the lattice grown by a halo, and all of one shape. A window's result depends
+on its place alone; windows are added in the order of cells and then of cores, which is the same
+whatever region is asked for, so the bytes of a pixel do not depend on the region, the batch or the
+number of workers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bigmap import grid
+from bigmap.errors import ModelError, ScoresError
+from bigmap.grid import ROI, Lattice
+from bigmap.models import LayerSpec, ModelSpec
+from bigmap.models.base import CLASS, CONFIDENCE, OBSERVATIONS
+
+_STORED = {"uint8": torch.uint8, "int16": torch.int16, "uint16": torch.int32}
+"""What holds a layer on the device; PyTorch computes with few operations on uint16."""
+BLEND_SHARE = 8
+"""Neighbouring cores blend over one eighth of a core on each side of their border."""
+
+
+@dataclass(frozen=True)
+class Windowing:
+    """How a region is cut into windows and run."""
+
+    overlap: Literal["trim", "blend"] = "trim"
+    batch_windows: int = 8
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @classmethod
+    def for_model(
+        cls,
+        spec: ModelSpec,
+        *,
+        overlap: Literal["auto", "trim", "blend"] = "auto",
+        batch_windows: int = 8,
+        precision: Literal["float32", "bfloat16"] = "float32",
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+    ) -> Windowing:
+        """Settle what ``auto`` leaves open: exact models are trimmed, others blended."""
+        if overlap == "auto":
+            overlap = "trim" if spec.kind == "exact" else "blend"
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            raise ModelError("inference.device: cuda is asked for, but PyTorch sees no GPU here")
+        return cls(overlap, batch_windows, precision, device)
+
+    def blend_px(self, lattice: Lattice) -> int:
+        """Return how far neighbours blend on each side of their border, in input pixels."""
+        return max(1, lattice.core_px // BLEND_SHARE) if self.overlap == "blend" else 0
+
+    def halo_px(self, spec: ModelSpec, lattice: Lattice) -> int:
+        """Return the halo of a window: what the model needs beside what is blended."""
+        wanted = spec.halo_px + self.blend_px(lattice)
+        return math.ceil(wanted / spec.multiple_px) * spec.multiple_px
+
+
+class Canvas:
+    """Collects the scores of windows for one region."""
+
+    def __init__(
+        self,
+        roi: ROI,
+        layers: tuple[LayerSpec, ...],
+        *,
+        spec: ModelSpec,
+        lattice: Lattice,
+        windowing: Windowing,
+    ) -> None:
+        self.spec = spec
+        self.layers = layers
+        self.roi = roi
+        self.upscale = self.spec.upscale
+        self.shape = grid.shape_of(grid.scale(roi, self.upscale))
+        self.blend_px = windowing.blend_px(lattice)
+        self.device = torch.device(windowing.device)
+        self.observations = torch.zeros(grid.shape_of(roi), dtype=torch.int32, device=self.device)
+        self.sums: dict[str, Tensor] = {}
+        self.weights: Tensor | None = None
+        self.results: dict[str, Tensor] = {}
+
+    def count_observations(self, cell: ROI, window: ROI, clear: Tensor) -> None:
+        """Count the clear dates of the cell's pixels."""
+        part = grid.intersect(grid.intersect(cell, self.roi), window)
+        if not grid.is_empty(part):
+            count = clear[:, *grid.relative(part, window)].sum(dim=0, dtype=torch.int32)
+            self.observations[grid.relative(part, self.roi)] = count
+
+    def add(self, core: ROI, window: ROI, scores: Mapping[str, Tensor]) -> None:
+        """Put the scores of one window, (channel, y, x) at output resolution, in their place."""
+        part = grid.intersect(grid.grow(core, self.blend_px), self.roi)
+        if grid.is_empty(part):
+            return
+        cut = grid.scale(grid.relative(part, window), self.upscale)
+        place = grid.scale(grid.relative(part, self.roi), self.upscale)
+        kept = {name: values[:, *cut] for name, values in scores.items()}
+        self._check_finite(kept, part)
+        if not self.blend_px:
+            for layer, values in self._layers_of(kept).items():
+                self._result(layer)[..., *place] = values
+            return
+        weight = self._weight(core, part)
+        if self.weights is None:
+            self.weights = torch.zeros(self.shape, device=self.device)
+        self.weights[place] += weight
+        for name, values in kept.items():
+            if name not in self.sums:
+                self.sums[name] = torch.zeros((len(values), *self.shape), device=self.device)
+            self.sums[name][:, *place] += values * weight
+
+    def _check_finite(self, scores: Mapping[str, Tensor], part: ROI) -> None:
+        """Refuse scores of which stored values could be made, but none that means anything."""
+        for name, values in scores.items():
+            if not bool(values.isfinite().all()):
+                rows, cols = part
+                raise ScoresError(
+                    f"the {name} that {self.spec.name} gives is not finite in rows {rows.start} to "
+                    f"{rows.stop}, columns {cols.start} to {cols.stop} of the grid; check its "
+                    "weights, or set inference.precision: float32"
+                )
+
+    def finish(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all layers; nodata where no clear date or no window was."""
+        if self.weights is not None:
+            scores = {name: total / self.weights for name, total in self.sums.items()}
+            self.results = self._layers_of(scores)
+            missing = self.weights == 0
+            for name, values in self.results.items():
+                values.masked_fill_(missing, self._spec(name).nodata)
+        unseen = _repeat(self.observations == 0, self.upscale)
+        arrays = {}
+        for layer in self.layers:
+            if layer.name == OBSERVATIONS.name:
+                values = _repeat(self.observations.clamp(max=254), self.upscale)
+            else:
+                values = self._result(layer.name)
+            values = values.masked_fill(unseen, layer.nodata)
+            arrays[layer.name] = values.cpu().numpy().astype(layer.dtype, copy=False)
+        return arrays
+
+    def _result(self, name: str) -> Tensor:
+        if name not in self.results:
+            layer = self._spec(name)
+            lead = (len(layer.channels),) if layer.channels else ()
+            self.results[name] = torch.full(
+                (*lead, *self.shape),
+                layer.nodata,
+                dtype=_STORED[layer.dtype],
+                device=self.device,
+            )
+        return self.results[name]
+
+    def _layers_of(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Turn scores into stored values, int32."""
+        values: dict[str, Tensor] = {}
+        wanted = {layer.name: layer for layer in self.layers}
+        if "probability" in scores and self.spec.legend:
+            best, codes = _find_best(scores["probability"], self.spec)
+            if CLASS.name in wanted:
+                values[CLASS.name] = codes
+            if CONFIDENCE.name in wanted:
+                values[CONFIDENCE.name] = CONFIDENCE.quantise(best * 100)
+        for layer in self.spec.extra_layers:
+            if layer.name in wanted:
+                score = scores[layer.name] * (100 if layer.units == "percent" else 1)
+                values[layer.name] = layer.quantise(score if layer.channels else score[0])
+        return values
+
+    def _spec(self, name: str) -> LayerSpec:
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def _weight(self, core: ROI, part: ROI) -> Tensor:
+        """Return a core's weights on a part, which with its neighbours' sum to one."""
+        rows, cols = (
+            _ramp(axis, wanted, self.blend_px, self.upscale).to(self.device)
+            for axis, wanted in zip(core, part, strict=True)
+        )
+        return rows[:, None] * cols[None, :]
+
+
+def _find_best(probability: Tensor, spec: ModelSpec) -> tuple[Tensor, Tensor]:
+    """Return the greatest probability and its class's value; of equal ones the first class.
+
+    Going through whole planes, class by class, is several times faster than a maximum over the
+    leading axis.
+    """
+    best = probability[0]
+    codes = torch.full_like(best, spec.legend[0].value, dtype=torch.int32)
+    for plane, entry in zip(probability[1:], spec.legend[1:], strict=True):
+        codes = codes.masked_fill(plane > best, entry.value)
+        best = torch.maximum(best, plane)
+    return best, codes
+
+
+def _ramp(core: slice, part: slice, blend_px: int, upscale: int) -> Tensor:
+    """Return 1-D weights of a core.
+
+    They are one inside, and fall to zero from ``blend_px`` within the border to ``blend_px``
+    beyond. A falling flank is one minus the neighbour's rising one, so they sum to one exactly.
+    """
+    centres = torch.arange(part.start * upscale, part.stop * upscale) + 0.5
+    rising = ((centres / upscale - core.start + blend_px) / (2 * blend_px)).clamp(0, 1)
+    falling = 1 - ((centres / upscale - core.stop + blend_px) / (2 * blend_px)).clamp(0, 1)
+    return torch.minimum(rising, falling)
+
+
+def _repeat(values: Tensor, upscale: int) -> Tensor:
+    """Repeat pixels (y, x) onto the output grid."""
+    return values.repeat_interleave(upscale, dim=0).repeat_interleave(upscale, dim=1)
