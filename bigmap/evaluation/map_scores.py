@@ -26,7 +26,8 @@ from bigmap.evaluation.maps import (
 )
 from bigmap.evaluation.results import Evaluation, ModelScores
 from bigmap.grid import Area
-from bigmap.labels import LabelReader, open_labels
+from bigmap.labels.opening import open_labels
+from bigmap.labels.reader import LabelReader
 from bigmap.models import ClassEntry
 from bigmap.models.choosing import choose_model, use_trained_weights
 from bigmap.samples import make_splits

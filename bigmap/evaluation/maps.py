@@ -15,7 +15,7 @@ from shapely.geometry.base import BaseGeometry
 
 from bigmap.errors import OutputError
 from bigmap.grid import ROI, Area, Lattice, area_mask
-from bigmap.labels import LabelReader
+from bigmap.labels.reader import LabelReader
 from bigmap.metrics import ConfusionMatrix, InstanceParts
 from bigmap.models import ClassEntry
 from bigmap.models.base import CLASS

@@ -24,7 +24,7 @@ from bigmap.errors import ReadError
 from bigmap.files import locate, write_atomically
 from bigmap.grid import ROI
 from bigmap.items import ItemRow
-from bigmap.labels import LabelReader
+from bigmap.labels.reader import LabelReader
 from bigmap.lease import check_lease
 from bigmap.ledger import BlockRecord, BlockState
 from bigmap.quality import DateRule, choose_dates

@@ -19,7 +19,7 @@ from bigmap.config.sources import SimulatedSource
 from bigmap.config.training import DownsampledImage, SamplesConfig, SensorImage, SimulatedLabels
 from bigmap.errors import RecipeError, SamplesError
 from bigmap.grid import ROI
-from bigmap.labels import open_labels
+from bigmap.labels.opening import open_labels
 from bigmap.models import ModelSpec
 from bigmap.places import Attempt, take_place
 from bigmap.plans import Part, Plan

@@ -20,7 +20,7 @@ from rasterio.warp import reproject
 from bigmap import simulate
 from bigmap.config.sources import Access
 from bigmap.errors import SamplesError
-from bigmap.labels import has_alpha_band, use_own_raster
+from bigmap.labels.raster_files import has_alpha_band, use_own_raster
 from bigmap.radiometry import DN_OFFSET, DN_SCALE, NODATA
 from bigmap.simulate.images import SECOND_GSD_M, SECOND_RESPONSE
 

@@ -30,7 +30,7 @@ from bigmap.config.loading import load_cluster
 from bigmap.config.sources import Access, FilesSource, StacApiSource, StaticCatalogSource
 from bigmap.config.strict_yaml import parse_yaml
 from bigmap.config.training import RasterLabels, VectorLabels
-from bigmap.labels import open_labels
+from bigmap.labels.opening import open_labels
 from bigmap.lease import Lease
 from bigmap.loads import estimate_plan
 from bigmap.models import read_tensors

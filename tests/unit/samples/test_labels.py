@@ -18,7 +18,8 @@ from bigmap.config.sources import Access
 from bigmap.config.training import RasterLabels, SimulatedLabels, VectorLabels
 from bigmap.cube.resampling import transformer_between
 from bigmap.errors import ReadError, SamplesError
-from bigmap.labels import open_labels, reduce_by_mode
+from bigmap.labels.opening import open_labels
+from bigmap.labels.simulated import reduce_by_mode
 from bigmap.simulate import render_truth
 
 CRS = "EPSG:32631"
@@ -488,7 +489,7 @@ def test_what_gdal_raises_without_a_type_of_rasterio_is_told(tmp_path, monkeypat
     def fail(source):
         raise CPLE_AppDefinedError(3, 1, "custom tag 0 is not read")
 
-    monkeypatch.setattr("bigmap.labels.has_alpha_band", fail)
+    monkeypatch.setattr("bigmap.labels.rasters.has_alpha_band", fail)
     with pytest.raises(ReadError, match=r"a\.tif: custom tag 0 is not read"):
         read(raster(file))
 
