@@ -41,8 +41,8 @@ from bigmap.reporting import Reporter, RunSummary, SilentReporter
 from bigmap.run_folder import RunFolder
 from bigmap.running import run_plan
 from bigmap.samples import ExtractSummary, extract_chips, plan_samples, purpose_of_samples
-from bigmap.staging import JOBS, StageSummary, stage_plan
-from bigmap.store import open_map
+from bigmap.staging.stages import JOBS, StageSummary, stage_plan
+from bigmap.store.opening import open_map
 from bigmap.training import TrainingReporter, TrainingSummary, train_on_cluster, train_recipe
 
 __all__ = [

@@ -22,7 +22,7 @@ from bigmap.lease import check_lease
 from bigmap.ledger import NO_SCENE, TOO_CLOUDY, UNREAD, BlockRecord, BlockState
 from bigmap.models import LayerSpec, MapModel, ModelChoice
 from bigmap.quality import DateRule, choose_dates
-from bigmap.store import MapWriter
+from bigmap.store.shards import MapWriter
 from bigmap.timings import Timings
 from bigmap.windows import Windowing
 

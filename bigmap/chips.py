@@ -23,8 +23,8 @@ from pydantic import TypeAdapter
 
 from bigmap.errors import SamplesError
 from bigmap.files import locate
-from bigmap.store import (
-    COMPRESSOR,
+from bigmap.store.template import COMPRESSOR
+from bigmap.store.zarr_stores import (
     DAMAGE,
     METADATA,
     MOST_BYTES,

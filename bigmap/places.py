@@ -17,7 +17,7 @@ from bigmap.lease import Lease
 from bigmap.plans import Plan
 from bigmap.purpose import Purpose
 from bigmap.run_folder import MARK, RESTORE, RunFolder, exists
-from bigmap.store import METADATA
+from bigmap.store.zarr_stores import METADATA
 
 
 @dataclass(frozen=True)

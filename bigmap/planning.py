@@ -29,7 +29,7 @@ from bigmap.plans import Part, Plan
 from bigmap.purpose import Purpose
 from bigmap.run_folder import RunFolder
 from bigmap.simulated import CACHE_LIMIT, forecast_items, list_scenes, request_scenes
-from bigmap.staging import read_staged, use_staged
+from bigmap.staging.folder import read_staged, use_staged
 from bigmap.windows import Windowing
 from bigmap.zones import UtmZone
 
@@ -59,7 +59,7 @@ def make_plan(
     resume
         Take the items of the run that goes on; otherwise the source is searched.
     staged
-        Folder of :func:`bigmap.staging.stage_plan`: its scenes are read, and nothing else.
+        Folder of :func:`bigmap.staging.stages.stage_plan`: its scenes are read, and nothing else.
     needs_weights
         Refuse a network without weights.
 

@@ -29,7 +29,7 @@ from bigmap.grid import ROI, Area, Lattice
 from bigmap.items import ItemTable
 from bigmap.models import LayerSpec, MapModel
 from bigmap.purpose import Purpose
-from bigmap.store import LayerTemplate, MapTemplate
+from bigmap.store.template import LayerTemplate, MapTemplate
 from bigmap.windows import Windowing
 from bigmap.zones import UtmZone
 

@@ -31,7 +31,7 @@ from bigmap.ledger import BlockRecord
 from bigmap.places import list_changes
 from bigmap.plans import Part
 from bigmap.run_folder import PartFolder, RunFolder
-from bigmap.store import list_shard_keys, max_shard_bytes
+from bigmap.store.shards import list_shard_keys, max_shard_bytes
 
 COPIES = 8
 """Blocks copied at once."""

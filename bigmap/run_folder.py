@@ -24,7 +24,7 @@ from bigmap.grid import ROI, Area
 from bigmap.lease import LEASE_FILE, LEASE_FOLDER, Lease, LeaseState, read_lease
 from bigmap.ledger import Ledger
 from bigmap.plans import Part, Plan
-from bigmap.store import METADATA, remove_store
+from bigmap.store.zarr_stores import METADATA, remove_store
 from bigmap.zones import all_zones
 
 T = TypeVar("T")

@@ -31,15 +31,9 @@ from bigmap.reporting import Reporter, RunSummary, SilentReporter
 from bigmap.reuse import copy_unchanged
 from bigmap.run_folder import PartFolder, RunFolder
 from bigmap.signals import stop_on_signals
-from bigmap.store import (
-    MapTemplate,
-    ShardKey,
-    check_shards,
-    complete_map,
-    create_root,
-    overview_places,
-    write_overview,
-)
+from bigmap.store.overviews import overview_places, write_overview
+from bigmap.store.shards import ShardKey, check_shards
+from bigmap.store.template import MapTemplate, complete_map, create_root
 
 FINAL_STATES = ("done", "empty")
 REDO_STATES = ("failed", "degraded")

@@ -11,7 +11,8 @@ from bigmap.errors import OutputError
 from bigmap.lease import LeaseState
 from bigmap.ledger import BlockRecord, add_km2, list_replaced
 from bigmap.run_folder import PartFolder, RunFolder
-from bigmap.store import ShardKey, check_shards, has_map
+from bigmap.store.shards import ShardKey, check_shards
+from bigmap.store.template import has_map
 
 PLACE = re.compile(r"(?P<stem>.*)\.(?:zarr|run)(?:/(?P<part>\w+))?")
 """Of what a run makes, or of its folder, or of a part of either."""

@@ -13,18 +13,17 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from bigmap.catalog.audit import Audit, Catalogue, Finding, order_of
-from bigmap.catalog.hrefs import is_url
-from bigmap.catalog.malformed import MALFORMED, UnusableItemError
-from bigmap.catalog.parsing import (
-    Candidate,
+from bigmap.catalog.fields import (
     Item,
     cloud_percent_of,
     collection_of,
     id_of,
-    parse_item,
     stated_footprint_of,
     time_of,
 )
+from bigmap.catalog.hrefs import is_url
+from bigmap.catalog.malformed import MALFORMED, UnusableItemError
+from bigmap.catalog.parsing import Candidate, parse_item
 from bigmap.catalog.saved import choose_saved
 from bigmap.catalog.sources import RawItem, read_item_file, walk_catalog
 from bigmap.catalog.stac_api import search_api

@@ -23,7 +23,7 @@ from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
 from bigmap.catalog.audit import Audit, Catalogue, Finding
 from bigmap.catalog.hrefs import join_href
 from bigmap.catalog.malformed import MALFORMED
-from bigmap.catalog.parsing import DECIDED_SHIFT
+from bigmap.catalog.products import DECIDED_SHIFT
 from bigmap.catalog.projection import Bounds, footprint_of, is_metric
 from bigmap.catalog.sources import without_nulls
 from bigmap.errors import CatalogError, OutputError

@@ -23,7 +23,8 @@ from bigmap.config import Recipe
 from bigmap.config.areas import UTM
 from bigmap.progress import StageProgress
 from bigmap.signals import stop_on_signals
-from bigmap.staging import ITEMS, JOBS, StageSummary, verify_stage
+from bigmap.staging.folder import ITEMS
+from bigmap.staging.stages import JOBS, StageSummary, verify_stage
 
 
 def stage_command(

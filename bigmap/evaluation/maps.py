@@ -19,7 +19,9 @@ from bigmap.labels.reader import LabelReader
 from bigmap.metrics import ConfusionMatrix, InstanceParts
 from bigmap.models import ClassEntry
 from bigmap.models.base import CLASS
-from bigmap.store import NO_MAP, open_map, open_store, read_region, tell_damage
+from bigmap.store.opening import open_map
+from bigmap.store.shards import read_region
+from bigmap.store.zarr_stores import NO_MAP, open_store, tell_damage
 
 STRIP_PX = 512
 """Rows that are compared at once: counting takes several times the room of the pixels."""

@@ -37,8 +37,8 @@ from bigmap.simulate.flavours import list_scene_files, restyle_item
 from bigmap.simulate.items import COLLECTION, describe_item
 from bigmap.simulate.rendering import SCL_FIELDS, list_datatakes_of
 from bigmap.simulate.requests import list_request_parts
-from bigmap.staging import stage_plan
-from bigmap.store import create_map, create_root
+from bigmap.staging.stages import stage_plan
+from bigmap.store.template import create_map, create_root
 from bigmap.training.folder import TrainingFolder
 from tests.fuzz.mutating import Files
 from tests.integration.small_world import BBOX, raw_recipe, write_recipe, write_scenes

@@ -40,9 +40,9 @@ from bigmap.planning import make_plan
 from bigmap.purpose import Purpose
 from bigmap.run_folder import RunFolder
 from bigmap.simulate.items import COLLECTION
-from bigmap.staging import verify_stage
+from bigmap.staging.stages import verify_stage
 from bigmap.status import read_status
-from bigmap.store import has_map
+from bigmap.store.template import has_map
 from bigmap.training.folder import TrainingFolder
 from tests.fuzz.corpus import API, CRS, FINGERPRINT, LEFT, SOURCE_DAYS, TOP, WORLD
 from tests.fuzz.mutating import Files

@@ -11,7 +11,7 @@ import pytest
 import rasterio
 
 import bigmap
-from bigmap import cli, staging
+from bigmap import cli
 from bigmap.catalog import save_items
 from bigmap.config import parse_recipe
 from bigmap.config.strict_yaml import parse_yaml
@@ -20,7 +20,11 @@ from bigmap.lease import Lease, read_lease
 from bigmap.places import Attempt
 from bigmap.planning import make_plan
 from bigmap.running import run_plan
-from bigmap.staging import stage_plan, use_staged, verify_stage
+from bigmap.staging import folder as folder_of_stage
+from bigmap.staging import stages
+from bigmap.staging.fetching import read_manifest
+from bigmap.staging.folder import use_staged
+from bigmap.staging.stages import stage_plan, verify_stage
 from tests.integration import real_scenes, small_world
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes
@@ -184,7 +188,7 @@ def test_the_command_goes_on_repairs_and_refuses(tmp_path, capsys, monkeypatch):
     (tmp_path / "red.tif").rename(lost)
     assert "8 kept, 1 fetched" in call()[1]
 
-    monkeypatch.setattr(staging, "free_bytes", lambda folder: 1000)
+    monkeypatch.setattr(stages, "free_bytes", lambda folder: 1000)
     (folder / "manifest.jsonl").unlink()
     code, _, error = call()
     assert code == 2
@@ -229,7 +233,7 @@ def test_a_damaged_note_of_what_was_staged_is_told(scenes, tmp_path):
     plan = bigmap.plan(parse_recipe(make_raw(scenes, tmp_path / "map.zarr")))
     folder = tmp_path / "staged"
     folder.mkdir()
-    note = staging._describe(plan.only)
+    note = folder_of_stage._describe(plan.only)
     changed = [json.dumps(note | change).encode()
                for change in ({"covers": "POINT"}, {"covers": None}, {"bands": [[]]})]  # fmt: skip
     for content in (b"", b"{", b"\xff", b"[" * 2_000, b"[]", b"{}", *changed):
@@ -241,7 +245,7 @@ def test_a_damaged_note_of_what_was_staged_is_told(scenes, tmp_path):
 @pytest.mark.parametrize("line", [b"\xff", b"{", b"[" * 2_000, b"null", b"{}"])
 def test_a_damaged_line_of_the_manifest_counts_as_not_fetched(tmp_path, line):
     (tmp_path / "manifest.jsonl").write_bytes(line + b"\n")
-    assert staging._read_manifest(tmp_path) == {}
+    assert read_manifest(tmp_path) == {}
 
 
 def test_a_catalogue_of_files_elsewhere_is_no_stage(scenes, tmp_path):

@@ -14,7 +14,7 @@ import bigmap
 from bigmap.config import parse_recipe
 from bigmap.places import Attempt
 from bigmap.running import run_plan
-from bigmap.store import open_store
+from bigmap.store.zarr_stores import open_store
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes
 from tests.services.stac_api import StacApi, collection_of

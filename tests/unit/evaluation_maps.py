@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from bigmap.grid import Lattice
-from bigmap.store import LayerTemplate, MapTemplate, MapWriter, create_map, create_root
+from bigmap.store.shards import MapWriter
+from bigmap.store.template import LayerTemplate, MapTemplate, create_map, create_root
 
 GSD_M = 5.0
 """Of the map; the input grid has 10 m."""

@@ -10,7 +10,7 @@ import bigmap
 from bigmap.blocks import run_block
 from bigmap.config import parse_recipe
 from bigmap.ledger import NO_SCENE, TOO_CLOUDY, UNREAD
-from bigmap.store import create_map
+from bigmap.store.template import create_map
 from tests.integration.small_world import SIDE_PX, raw_recipe, write_scenes
 
 LEFT, TOP, SIDE_M = 300_000, 4_620_000, 10 * SIDE_PX

@@ -17,8 +17,8 @@ from botocore.exceptions import NoCredentialsError
 
 from bigmap.catalog import find_items, load_items, save_items
 from bigmap.catalog.audit import HEADINGS, Finding
+from bigmap.catalog.fields import stated_footprint_of
 from bigmap.catalog.geometries import MOST_NESTED, read_geometry
-from bigmap.catalog.parsing import stated_footprint_of
 from bigmap.catalog.projection import footprint_of
 from bigmap.catalog.stac_api import (
     RETRY_AFTER_LIMIT_S,

@@ -8,7 +8,7 @@ import zarr
 
 from bigmap.chips import META, ChipSet
 from bigmap.errors import SamplesError
-from bigmap.store import remove_store
+from bigmap.store.zarr_stores import remove_store
 from bigmap.training.batches import ChipFeed
 from tests.unit.training.chip_cases import write_chips
 

@@ -18,7 +18,8 @@ from bigmap.purpose import Purpose
 from bigmap.reuse import _Candidate, _copy, _Earlier
 from bigmap.run_folder import MARK, RunFolder, check_run_folder
 from bigmap.status import read_status
-from bigmap.store import MapWriter, complete_map
+from bigmap.store.shards import MapWriter
+from bigmap.store.template import complete_map
 from tests.integration.small_world import raw_recipe, write_scenes
 
 

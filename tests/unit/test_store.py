@@ -11,22 +11,10 @@ import xarray as xr
 import bigmap
 from bigmap.errors import OutputError
 from bigmap.grid import Lattice
-from bigmap.store import (
-    LayerTemplate,
-    MapTemplate,
-    MapWriter,
-    ShardKey,
-    check_shards,
-    complete_map,
-    create_map,
-    halve_classes,
-    halve_values,
-    has_map,
-    list_shard_keys,
-    overview_places,
-    remove_store,
-    write_overview,
-)
+from bigmap.store.overviews import halve_classes, halve_values, overview_places, write_overview
+from bigmap.store.shards import MapWriter, ShardKey, check_shards, list_shard_keys
+from bigmap.store.template import LayerTemplate, MapTemplate, complete_map, create_map, has_map
+from bigmap.store.zarr_stores import remove_store
 
 LATTICE = Lattice("EPSG:25831", 10.0, 8, 16, 32, 2, 32, 16)
 LEGEND = {"long_name": "Class", "flag_values": [0, 1], "flag_meanings": "other cropland"}

@@ -17,7 +17,7 @@ from bigmap.cube.reading import Claim, find_excess_m, grid_of
 from bigmap.cube.versions import find_version
 from bigmap.errors import ReadError
 from bigmap.ledger import BlockRecord, Ledger, list_replaced
-from bigmap.store import create_map
+from bigmap.store.template import create_map
 from tests.integration.small_world import SIDE_PX, TRANSFORM, raw_recipe, write_scenes
 
 ITEMS = ("S2A_31TCG_20240401_0_L2A", "S2A_31TCG_20240501_0_L2A", "S2A_31TCG_20240601_0_L2A")
