@@ -6,13 +6,17 @@ import errno
 import json
 import os
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from bigmap.errors import OutputError
+
+PARTIAL = ".partial"
+"""How the name of a file ends that is not whole yet."""
 
 
 def locate(place: str) -> tuple[Any, str]:
@@ -115,25 +119,40 @@ def write_atomically(filesystem: Any, path: str, data: bytes | memoryview) -> No
 
 
 def write_and_sync(path: Path, data: bytes | memoryview) -> None:
-    """Write a file of this machine whole; it and its folder are on the disk when it has its name.
+    """Write a file of this machine as :func:`replace_whole` does.
 
     Raises
     ------
     OSError
         If it cannot be written; no half of it is left.
     """
+    with replace_whole(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def replace_whole(path: Path) -> Iterator[Path]:
+    """Give a place beside a file to write to; what lies there takes the file's name at the end.
+
+    Its folder is created. A reader sees all of the new file or what was there before, also after a
+    power cut: the file and its folder are on the disk when it has its name. After an error nothing
+    is left of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        _sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

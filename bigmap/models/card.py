@@ -45,7 +45,7 @@ from pystac.extensions.mlm import (
 from pystac.extensions.raster import DataType
 
 from bigmap.errors import ModelError
-from bigmap.files import parse_json
+from bigmap.files import parse_json, write_and_sync
 from bigmap.models.base import ClassEntry, MapModel, ModelSpec, OptionValue
 from bigmap.models.layers import BandStatistics, count_parameters
 
@@ -172,7 +172,8 @@ def checksum_file(file: str | Path) -> str:
 def write_card(model: MapModel, weights: Path, training: Training) -> None:
     """Write the card of a model whose weights lie in a file."""
     item = _describe(model, weights, training)
-    card_file_of(weights).write_text(json.dumps(item.to_dict(), indent=2) + "\n")
+    text = json.dumps(item.to_dict(), indent=2) + "\n"
+    write_and_sync(card_file_of(weights), text.encode())
 
 
 def read_card(weights: str | Path) -> ModelCard:

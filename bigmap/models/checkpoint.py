@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bigmap.errors import ModelError
+from bigmap.files import write_and_sync
 from bigmap.models.base import MapModel
 from bigmap.models.card import Training, find_weights, write_card
 from bigmap.models.layers import BandStatistics
@@ -46,7 +47,7 @@ def save_weights(model: MapModel, path: str | Path, *, training: Training | None
         raise ModelError(f"{file}: weights are written to a file that ends in .safetensors")
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     # Not by save_file, whose files nobody else may read, whatever the umask.
-    file.write_bytes(save(tensors))
+    write_and_sync(file, save(tensors))
     write_card(model, file, training or Training())
 
 

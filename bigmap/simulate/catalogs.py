@@ -11,7 +11,7 @@ import geopandas
 import pandas as pd
 import shapely
 
-from bigmap.simulate.files import replace_file, replace_through
+from bigmap.files import replace_whole, write_and_sync
 
 _LICENCE = "Apache-2.0"
 
@@ -41,8 +41,8 @@ def write_static_catalog(items: Path, folder: Path) -> Path:
             {"rel": "parent", "href": "collection.json", "type": "application/json"},
             {"rel": "collection", "href": "collection.json", "type": "application/json"},
         ]
-        replace_file(target / f"{feature['id']}.json", json.dumps(feature).encode())
-    replace_file(target / "collection.json", json.dumps(_describe_collection(features)).encode())
+        write_and_sync(target / f"{feature['id']}.json", json.dumps(feature).encode())
+    write_and_sync(target / "collection.json", json.dumps(_describe_collection(features)).encode())
     catalog = {
         "type": "Catalog",
         "stac_version": "1.0.0",
@@ -53,7 +53,7 @@ def write_static_catalog(items: Path, folder: Path) -> Path:
             {"rel": "child", "href": f"{collection}/collection.json", "type": "application/json"},
         ],
     }
-    replace_file(folder / "catalog.json", json.dumps(catalog).encode())
+    write_and_sync(folder / "catalog.json", json.dumps(catalog).encode())
     return folder / "catalog.json"
 
 
@@ -78,7 +78,8 @@ def write_geoparquet(items: Path, file: Path) -> Path:
     for name in ("datetime", "created", "updated", "s2:generation_time", "processing:datetime"):
         if name in frame:
             frame[name] = pd.to_datetime(frame[name], utc=True)
-    replace_through(file, lambda temporary: frame.to_parquet(temporary, index=False))
+    with replace_whole(file) as temporary:
+        frame.to_parquet(temporary, index=False)
     return file
 
 

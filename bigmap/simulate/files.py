@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and a cache that stays within a limit."""
+"""Folders that appear whole or not at all, files of scenes, and a cache within a limit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,25 +15,11 @@ import numpy.typing as npt
 import rasterio
 from affine import Affine
 
+from bigmap.files import replace_whole
+
 COG_TILE_PX = 1024
 IN_USE_S = 6 * 3600.0
 """A folder used more recently than this is never removed: another process may read it."""
-
-
-def replace_file(file: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all; its folder is created."""
-    replace_through(file, lambda temporary: temporary.write_bytes(content))
-
-
-def replace_through(file: Path, write: Callable[[Path], object]) -> None:
-    """Let a function write a temporary file beside ``file``, then rename it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{os.getpid()}-{uuid.uuid4().hex[:8]}-{file.name}")
-    try:
-        write(temporary)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -86,11 +72,8 @@ def write_cog(
     if nodata is not None:
         options["nodata"] = nodata
 
-    def write(temporary: Path) -> None:
-        with rasterio.open(temporary, "w", **options) as target:
-            target.write(stack)
-
-    replace_through(file, write)
+    with replace_whole(file) as temporary, rasterio.open(temporary, "w", **options) as target:
+        target.write(stack)
 
 
 def write_jp2(
@@ -108,14 +91,12 @@ def write_jp2(
         "driver": "JP2OpenJPEG", "count": 1, "dtype": values.dtype.name,
         "height": height, "width": width, "crs": crs, "transform": transform,
         "blockxsize": min(COG_TILE_PX, width), "blockysize": min(COG_TILE_PX, height),
-        "quality": 100, "reversible": "yes", "ycbcr420": "no",
+        # Said, because GDAL would take it from the name, and the file has another one at first.
+        "codec": "jp2", "quality": 100, "reversible": "yes", "ycbcr420": "no",
     }  # fmt: skip
 
-    def write(temporary: Path) -> None:
-        with rasterio.open(temporary, "w", **options) as target:
-            target.write(values, 1)
-
-    replace_through(file, write)
+    with replace_whole(file) as temporary, rasterio.open(temporary, "w", **options) as target:
+        target.write(values, 1)
 
 
 def mark_used(file: Path) -> None:

@@ -16,8 +16,9 @@ import shapely
 from affine import Affine
 
 from bigmap.draws import F64
+from bigmap.files import write_and_sync
 from bigmap.simulate.acquisitions import Datatake, list_datatakes
-from bigmap.simulate.files import replace_file, write_cog, write_jp2
+from bigmap.simulate.files import write_cog, write_jp2
 from bigmap.simulate.flavours import SceneFile, native_gsd_m
 from bigmap.simulate.items import describe_item
 from bigmap.simulate.landscape import build_landscape
@@ -95,7 +96,7 @@ class SceneJob:
             percentages=_count(scl),
             footprint=_outline(self.part, scl),
         )
-        replace_file(self.folder / "item.json", json.dumps(item).encode())
+        write_and_sync(self.folder / "item.json", json.dumps(item).encode())
 
 
 def render_scenes(seed: int, part: Part, jobs: Sequence[SceneJob]) -> None:

@@ -21,9 +21,10 @@ from typing import Any
 import rasterio
 
 from bigmap.errors import OutputError
+from bigmap.files import write_and_sync
 from bigmap.machine import count_cores
 from bigmap.simulate.acquisitions import Datatake
-from bigmap.simulate.files import mark_used, replace_file, trim_cache
+from bigmap.simulate.files import mark_used, trim_cache
 from bigmap.simulate.flavours import has_offset, native_gsd_m, restyle_item
 from bigmap.simulate.pool import run_tasks
 from bigmap.simulate.rendering import SceneJob, forecast_item, render_scenes
@@ -227,7 +228,7 @@ def write_items(request: SceneRequest, cache: Path, items: list[dict[str, Any]])
     content = json.dumps({"type": "FeatureCollection", "features": features}).encode()
     file = locate_items(request, cache)
     if not file.exists() or file.read_bytes() != content:
-        replace_file(file, content)
+        write_and_sync(file, content)
     return file
 
 

@@ -14,8 +14,9 @@ import rasterio.features
 import shapely
 from affine import Affine
 
+from bigmap.files import replace_whole
 from bigmap.simulate.covers import Cover, is_crop, land_cover_of
-from bigmap.simulate.files import replace_through, write_cog
+from bigmap.simulate.files import write_cog
 from bigmap.simulate.images import render_reflectance
 from bigmap.simulate.patch import FINE_M
 from bigmap.simulate.tiles import Bounds
@@ -83,7 +84,8 @@ def write_truth_polygons(folder: Path, crs: str, bounds: Bounds, *, seed: int) -
     for name, numbers in (("parcel", parcel), ("building", building)):
         frame = _outline(numbers, cover, transform, crs, name)
         files[f"{name}s"] = file = folder / f"{name}s.parquet"
-        replace_through(file, frame.to_parquet)
+        with replace_whole(file) as temporary:
+            frame.to_parquet(temporary)
     return files
 
 

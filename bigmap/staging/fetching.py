@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -18,13 +17,12 @@ from rasterio.errors import RasterioError
 from bigmap.config.sources import Access
 from bigmap.cube.staging import copy_parts, copy_whole, holds_what_is_read
 from bigmap.errors import BigmapError, StoppedError
-from bigmap.files import parse_json
+from bigmap.files import parse_json, replace_whole
 from bigmap.progress import StageProgress
 from bigmap.redaction import clean_href
 from bigmap.staging.reaches import SceneFile
 
 MANIFEST = "manifest.jsonl"
-PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -86,18 +84,13 @@ class Fetch:
     def fetch(self, file: SceneFile) -> int:
         """Fetch one file under another name first, note it, and return its size in bytes."""
         target = self.folder / file.name
-        partial = target.with_name(target.name + PARTIAL)
-        target.parent.mkdir(exist_ok=True)
         how: dict[str, Any] = {"access": self.access, "check": self._check}
-        try:
+        with replace_whole(target) as partial:
             if self.whole:
                 copy_whole(file.asset.href, partial, file.asset.shape, **how)
             else:
                 copy_parts(file.asset.href, partial, file.reach, **how)
-            size, digest = _seal(partial)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+            size, digest = _measure(partial)
         entry = _Entry(file.name, size, digest, self.whole, clean_href(file.asset.href))
         with self.lock, (self.folder / MANIFEST).open("a") as manifest:
             manifest.write(json.dumps(asdict(entry)) + "\n")
@@ -119,10 +112,9 @@ def run_threads(jobs: int) -> Iterator[tuple[ThreadPoolExecutor, threading.Event
         pool.shutdown(cancel_futures=True)
 
 
-def _seal(path: Path) -> tuple[int, str]:
-    """Bring a file to the disk, and return its size and SHA-256."""
+def _measure(path: Path) -> tuple[int, str]:
+    """Return the size and SHA-256 of a file."""
     with path.open("rb") as file:
-        os.fsync(file.fileno())
         return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -13,10 +13,9 @@ from shapely.errors import ShapelyError
 from bigmap import grid
 from bigmap.catalog import Catalogue, load_items, save_items
 from bigmap.errors import CatalogError, PlanError
-from bigmap.files import parse_json
+from bigmap.files import parse_json, write_and_sync
 from bigmap.items import ItemRow, ItemTable
 from bigmap.plans import Part
-from bigmap.staging.fetching import PARTIAL
 from bigmap.staging.reaches import SceneFile, key_of, list_assets, list_used_rows
 
 ITEMS = "items.parquet"
@@ -104,9 +103,7 @@ def write_catalogue(part: Part, rows: list[ItemRow], files: list[SceneFile], fol
     ]
     audit = replace(part.catalogue.audit, kept=len(rows))
     save_items(Catalogue(ItemTable.of(staged), audit), str(folder / ITEMS))
-    partial = folder / f"{NOTE}{PARTIAL}"
-    partial.write_text(json.dumps(_describe(part), indent=1))
-    partial.replace(folder / NOTE)
+    write_and_sync(folder / NOTE, json.dumps(_describe(part), indent=1).encode())
 
 
 def _describe(part: Part) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from rich.console import Console
 
 from bigmap.cube.staging import bound_bytes, free_bytes
 from bigmap.errors import CatalogError, LeaseError, OutputError, StoppedError
+from bigmap.files import PARTIAL
 from bigmap.lease import Lease
 from bigmap.plans import Part, Plan
 from bigmap.progress import StageProgress
-from bigmap.staging.fetching import PARTIAL, Fetch, find_fault, read_manifest, run_threads
+from bigmap.staging.fetching import Fetch, find_fault, read_manifest, run_threads
 from bigmap.staging.folder import ITEMS, read_staged, write_catalogue
 from bigmap.staging.reaches import SCENES, list_files, list_used_rows
 from bigmap.zones import all_zones
