@@ -40,7 +40,7 @@ PER_BLOCK = ("area", "source", "name", "output.path", "output.overviews", "infer
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class _Reusable:
     """A block of the earlier run."""
 
     block: ROI
@@ -116,26 +116,26 @@ def _open_earlier(part: Part, folder: PartFolder, stored: Recipe) -> _Earlier:
     return _Earlier(replace(part, extent=extent, area=area, catalogue=catalogue), folder)
 
 
-def _find_alike(part: Part, earlier: _Earlier, blocks: Collection[ROI]) -> Iterator[_Candidate]:
+def _find_alike(part: Part, earlier: _Earlier, blocks: Collection[ROI]) -> Iterator[_Reusable]:
     records, before = earlier.folder.ledger.latest(), earlier.part
-    candidates = [
+    recorded = [
         block
         for block in blocks
         if _is_good(records.get(part.name_block(block)), part)
         and grid.intersect(_whole(block, part), before.extent) == block
     ]
-    if not candidates:
+    if not recorded:
         return
     new_codes, old_codes = _encode_rows(part.catalogue.rows, before.catalogue.rows)
-    around = [part.context_of(block) for block in candidates]
+    around = [part.context_of(block) for block in recorded]
     boxes = part.lattice.bounds_of(around)
     inside = _covered(part.area, boxes) & _covered(before.area, boxes)
-    for block, context, is_inside in zip(candidates, around, inside, strict=True):
+    for block, context, is_inside in zip(recorded, around, inside, strict=True):
         now, then = new_codes[part.indices_of(block)], old_codes[before.indices_of(block)]
         if np.array_equal(now, then) and (
             is_inside or _have_one_area(part, before, block, context)
         ):
-            yield _Candidate(block, records[part.name_block(block)])
+            yield _Reusable(block, records[part.name_block(block)])
 
 
 def _have_one_area(part: Part, before: Part, block: ROI, context: ROI) -> bool:
@@ -196,7 +196,7 @@ def _texts_of(rows: ItemTable) -> npt.NDArray[Any]:
     return texts
 
 
-def _copy(part: Part, earlier: _Earlier, candidate: _Candidate) -> BlockRecord | None:
+def _copy(part: Part, earlier: _Earlier, reusable: _Reusable) -> BlockRecord | None:
     """Copy the objects of one block; None where they are not as the ledger says.
 
     The earlier map may be anybody's: its ledger names no object but those of the block, and what
@@ -206,10 +206,10 @@ def _copy(part: Part, earlier: _Earlier, candidate: _Candidate) -> BlockRecord |
     # It may have been moved since, and lies where it was found.
     source, old_root = locate(earlier.folder.store)
     target, new_root = locate(part.store)
-    expected = set(list_shard_keys(before.template(), candidate.block))
+    expected = set(list_shard_keys(before.template(), reusable.block))
     most_bytes = 2 * max_shard_bytes(part.template())
     shards = []
-    for key, size in candidate.record.shards:
+    for key, size in reusable.record.shards:
         if key not in expected or not _is_inside(source, old_root, key):
             return None
         try:
@@ -226,7 +226,7 @@ def _copy(part: Part, earlier: _Earlier, candidate: _Candidate) -> BlockRecord |
             raise OutputError(f"{new_root}/{moved}: cannot be written ({error})") from error
         shards.append((moved, size))
     return replace(
-        candidate.record,
+        reusable.record,
         shards=tuple(shards),
         seconds={},
         reused=earlier.folder.store,

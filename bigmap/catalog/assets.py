@@ -66,7 +66,7 @@ def choose_assets(
         If an asset, wanted or not, is named as one band and described as another: its item is
         of another sensor, which numbers its bands otherwise.
     """
-    candidates: dict[str, list[Choice]] = {}
+    offered: dict[str, list[Choice]] = {}
     for key, asset in assets.items():
         if not _is_raster(asset):
             continue
@@ -76,11 +76,11 @@ def choose_assets(
             detail = f"asset {key} is {band} by its name, but described as {described}"
             raise UnusableItemError("unusable", detail)
         if mask_asset is not None and _is_named(key, mask_asset):
-            candidates.setdefault(mask_asset, []).append(choice)
+            offered.setdefault(mask_asset, []).append(choice)
         elif band is not None and band in bands:
-            candidates.setdefault(band, []).append(choice)
+            offered.setdefault(band, []).append(choice)
     names = (*bands, mask_asset) if mask_asset is not None else bands
-    return {name: min(candidates[name], key=_rank) for name in names if name in candidates}
+    return {name: min(offered[name], key=_rank) for name in names if name in offered}
 
 
 def band_of(key: str, asset: Asset) -> str | None:

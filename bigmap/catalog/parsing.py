@@ -51,7 +51,7 @@ _PART_IN_ID = re.compile(r"^S2[A-Z]_\d{1,2}[C-X][A-Z]{2}_\d{8}_(\d+)_")
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class ParsedItem:
     """A row with what is needed to tell duplicates apart."""
 
     row: ItemRow
@@ -81,7 +81,7 @@ def parse_item(
     mask_asset: str | None,
     harmonise: Harmonise,
     footprint: BaseGeometry | None,
-) -> Candidate:
+) -> ParsedItem:
     """Turn a STAC item into a slim row.
 
     Parameters
@@ -144,7 +144,7 @@ def parse_item(
     given = {name: str(choice.asset["href"]) for name, choice in choices.items()}
     datatake = first_of(properties, DATATAKE_NAMES)
     platform = properties.get("platform")
-    return Candidate(
+    return ParsedItem(
         row=row,
         footprint=footprint or own_footprint,
         datatake=BASELINE_IN_NAME.sub("", str(datatake)) if datatake else None,

@@ -23,7 +23,7 @@ from bigmap.catalog.fields import (
 )
 from bigmap.catalog.hrefs import is_url
 from bigmap.catalog.malformed import MALFORMED, UnusableItemError
-from bigmap.catalog.parsing import Candidate, parse_item
+from bigmap.catalog.parsing import ParsedItem, parse_item
 from bigmap.catalog.saved import choose_saved
 from bigmap.catalog.sources import RawItem, read_item_file, walk_catalog
 from bigmap.catalog.stac_api import search_api
@@ -58,7 +58,7 @@ class _Selection:
     area: BaseGeometry
     found: int = 0
     """Items that the source gave, whatever they are."""
-    candidates: list[Candidate] = field(default_factory=list)
+    parsed_items: list[ParsedItem] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     elsewhere: Counter[str] = field(default_factory=Counter)
     collections: Counter[str] = field(default_factory=Counter)
@@ -91,7 +91,7 @@ class _Selection:
         if cloud is not None and cloud > self.source.max_cloud_percent:
             self.findings.append(Finding("too-cloudy", name, f"{cloud:.1f} %"))
             return
-        candidate = parse_item(
+        parsed = parse_item(
             item,
             location=location,
             bands=self.bands,
@@ -99,14 +99,14 @@ class _Selection:
             harmonise=self.source.harmonise,
             footprint=footprint,
         )
-        if footprint is None and not self.area.intersects(candidate.footprint):
+        if footprint is None and not self.area.intersects(parsed.footprint):
             self.elsewhere["the area"] += 1
             return
-        _check_texts(candidate.row)
+        _check_texts(parsed.row)
         if cloud is None and self.source.max_cloud_percent < 100:
             self.findings.append(Finding("unknown-cloud", name, "no eo:cloud_cover"))
         self.collections[collection] += 1
-        self.candidates.append(candidate)
+        self.parsed_items.append(parsed)
 
     def _place_elsewhere(self, item: Item, footprint: BaseGeometry | None) -> str | None:
         wanted = self.source.collection
@@ -163,10 +163,10 @@ def find_items(
         selection.add(item, location)
     _check_collections(selection)
     _check_contradictions(selection)
-    kept, duplicates = drop_duplicates(selection.candidates)
-    rows = sorted((candidate.row for candidate in kept), key=order_of)
+    kept, duplicates = drop_duplicates(selection.parsed_items)
+    rows = sorted((parsed.row for parsed in kept), key=order_of)
     findings = [*selection.findings, *duplicates]
-    findings += [finding for candidate in kept for finding in candidate.findings]
+    findings += [finding for parsed in kept for finding in parsed.findings]
     findings += _access_findings(_count_places(kept), source.access)
     findings += _stripped_findings(kept)
     audit = Audit(
@@ -225,8 +225,8 @@ def _check_texts(row: ItemRow) -> None:
 
 
 def drop_duplicates(
-    candidates: Iterable[Candidate],
-) -> tuple[list[Candidate], list[Finding]]:
+    parsed_items: Iterable[ParsedItem],
+) -> tuple[list[ParsedItem], list[Finding]]:
     """Keep the newest processing of each acquisition of a tile.
 
     Two items are duplicates if they show the same MGRS tile (or, without tiles, the same
@@ -243,32 +243,32 @@ def drop_duplicates(
         In the order of their processing, newest first, and one finding for each that was left
         out.
     """
-    groups: dict[tuple[object, ...], list[Candidate]] = defaultdict(list)
-    for candidate in sorted(candidates, key=_newness, reverse=True):
-        row = candidate.row
+    groups: dict[tuple[object, ...], list[ParsedItem]] = defaultdict(list)
+    for parsed in sorted(parsed_items, key=_newness, reverse=True):
+        row = parsed.row
         place = row.mgrs_tile or (row.epsg, row.bounds)
-        groups[place, row.solar_day].append(candidate)
-    kept: list[Candidate] = []
+        groups[place, row.solar_day].append(parsed)
+    kept: list[ParsedItem] = []
     duplicates: list[Finding] = []
     for group in groups.values():
-        winners: list[Candidate] = []
-        for candidate in group:
-            winner = next((w for w in winners if _are_duplicates(w, candidate)), None)
+        winners: list[ParsedItem] = []
+        for parsed in group:
+            winner = next((w for w in winners if _are_duplicates(w, parsed)), None)
             if winner is None:
-                winners.append(candidate)
+                winners.append(parsed)
             else:
                 detail = f"{winner.row.id} (baseline {winner.row.baseline}) wins"
-                duplicates.append(Finding("duplicate", candidate.row.id, detail))
+                duplicates.append(Finding("duplicate", parsed.row.id, detail))
         kept += winners
     return kept, duplicates
 
 
-def _newness(candidate: Candidate) -> tuple[object, ...]:
-    baseline = parse_baseline(candidate.row.baseline) or (-1, -1)
-    return baseline, candidate.processed, candidate.row.id, candidate.row.collection
+def _newness(parsed: ParsedItem) -> tuple[object, ...]:
+    baseline = parse_baseline(parsed.row.baseline) or (-1, -1)
+    return baseline, parsed.processed, parsed.row.id, parsed.row.collection
 
 
-def _are_duplicates(a: Candidate, b: Candidate) -> bool:
+def _are_duplicates(a: ParsedItem, b: ParsedItem) -> bool:
     if a.datatake and b.datatake:
         if a.datatake != b.datatake:
             return False
@@ -303,7 +303,7 @@ def _check_collections(selection: _Selection) -> None:
         raise CatalogError(
             f"the items belong to several collections ({names}); set source.collection to one"
         )
-    levels = Counter(candidate.level for candidate in selection.candidates if candidate.level)
+    levels = Counter(parsed.level for parsed in selection.parsed_items if parsed.level)
     if len(levels) > 1:
         counts = ", ".join(f"{count} of L{level}" for level, count in sorted(levels.items()))
         raise CatalogError(
@@ -324,11 +324,11 @@ def _check_contradictions(selection: _Selection) -> None:
         )
 
 
-def _count_places(kept: Iterable[Candidate]) -> Counter[str]:
+def _count_places(kept: Iterable[ParsedItem]) -> Counter[str]:
     """Count the items that have files at each host or bucket."""
     places: Counter[str] = Counter()
-    for candidate in kept:
-        places.update({_place_of(asset.href) for asset in candidate.row.assets.values()})
+    for parsed in kept:
+        places.update({_place_of(asset.href) for asset in parsed.row.assets.values()})
     return places
 
 
@@ -345,12 +345,12 @@ def _access_findings(places: Counter[str], access: Access) -> list[Finding]:
     ]
 
 
-def _stripped_findings(kept: Iterable[Candidate]) -> list[Finding]:
+def _stripped_findings(kept: Iterable[ParsedItem]) -> list[Finding]:
     """Name the hosts whose hrefs held secrets, but for those that :func:`_wish_of` knows."""
     places: Counter[str] = Counter()
-    for candidate in kept:
-        assets = candidate.row.assets
-        places.update({_place_of(assets[name].href) for name in candidate.stripped})
+    for parsed in kept:
+        assets = parsed.row.assets
+        places.update({_place_of(assets[name].href) for name in parsed.stripped})
     return [
         Finding(
             "access",

@@ -10,7 +10,7 @@ from pyproj import Transformer
 
 from bigmap.catalog.assets import NUMBERS, choose_assets
 from bigmap.catalog.audit import order_of
-from bigmap.catalog.parsing import Candidate
+from bigmap.catalog.parsing import ParsedItem
 from bigmap.catalog.projection import footprint_of, solar_day_of
 from bigmap.catalog.search import drop_duplicates
 from bigmap.catalog.storage import to_item
@@ -99,8 +99,8 @@ def test_duplicates_leave_one_product_of_each_acquisition(products, shuffle: ran
     noon = dt.datetime(2023, 8, 15, 12, tzinfo=dt.UTC)
     box = (499980.0, 4990200.0, 609780.0, 5100000.0)
     footprint = footprint_of(box, 32633)
-    candidates = [
-        Candidate(
+    parsed_items = [
+        ParsedItem(
             row=ItemRow(
                 id=f"item-{number}",
                 collection="c",
@@ -124,10 +124,10 @@ def test_duplicates_leave_one_product_of_each_acquisition(products, shuffle: ran
         )
         for number, (baseline, made, orbit) in enumerate(products)
     ]
-    kept, findings = drop_duplicates(candidates)
+    kept, findings = drop_duplicates(parsed_items)
     assert len(kept) == len({orbit for _, _, orbit in products})
-    assert len(kept) + len(findings) == len(candidates)
-    mixed = list(candidates)
+    assert len(kept) + len(findings) == len(parsed_items)
+    mixed = list(parsed_items)
     shuffle.shuffle(mixed)
     again, _ = drop_duplicates(mixed)
     assert sorted((c.row for c in kept), key=order_of) == sorted(

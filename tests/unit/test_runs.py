@@ -15,7 +15,7 @@ from bigmap.lease import Lease
 from bigmap.ledger import BlockRecord
 from bigmap.places import Attempt, check_place
 from bigmap.purpose import Purpose
-from bigmap.reuse import _Candidate, _copy, _Earlier
+from bigmap.reuse import _copy, _Earlier, _Reusable
 from bigmap.run_folder import MARK, RunFolder, check_run_folder
 from bigmap.status import read_status
 from bigmap.store.shards import MapWriter
@@ -283,7 +283,7 @@ def test_nothing_but_objects_of_its_block_is_taken_from_an_earlier_map(
     plan, _, lease = start(plan, tmp_path / "new")
     record = BlockRecord(plan.only.name_block(plan.only.blocks[0]), "done", shards=((key, 6),))
     files = set((tmp_path / "new").rglob("*"))
-    assert _copy(plan.only, earlier, _Candidate(plan.only.blocks[0], record)) is None
+    assert _copy(plan.only, earlier, _Reusable(plan.only.blocks[0], record)) is None
     assert set((tmp_path / "new").rglob("*")) == files
     lease.release()
 
@@ -294,12 +294,12 @@ def test_a_link_out_of_an_earlier_map_is_not_followed(finished, plan, tmp_path):
     (record,) = (each for each in run.part("").ledger.latest().values() if each.shards)
     (tmp_path / "new").mkdir()
     plan, _, lease = start(plan, tmp_path / "new")
-    candidate = _Candidate(plan.only.blocks[0], record)
-    assert _copy(plan.only, earlier, candidate).shards == record.shards
+    reusable = _Reusable(plan.only.blocks[0], record)
+    assert _copy(plan.only, earlier, reusable).shards == record.shards
     file = Path(run.output) / record.shards[0][0]
     shutil.move(file, tmp_path / "secret")
     file.symlink_to(tmp_path / "secret")
-    assert _copy(plan.only, earlier, candidate) is None
+    assert _copy(plan.only, earlier, reusable) is None
     lease.release()
 
 

@@ -1,4 +1,4 @@
-"""Clusters: where a run's workers come from."""
+"""Open the cluster that a recipe names, of whatever kind, and close it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from bigmap.config.cluster import (
     SlurmCluster,
 )
 from bigmap.simulate import SceneRequest, SceneTask
-
-__all__ = ["Cluster", "open_client", "open_cluster", "render_on"]
 
 
 def _say_nothing(message: str) -> None:
