@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
@@ -25,10 +24,9 @@ from bigmap.catalog.hrefs import join_href
 from bigmap.catalog.malformed import MALFORMED
 from bigmap.catalog.products import DECIDED_SHIFT
 from bigmap.catalog.projection import Bounds, footprint_of, is_metric
-from bigmap.catalog.sources import without_nulls
 from bigmap.errors import CatalogError, OutputError
 from bigmap.files import locate, parse_json, storage_errors, write_atomically
-from bigmap.items import SCHEMA, STEM, ItemRow, ItemTable, pack_assets, parse_layout
+from bigmap.items import SCHEMA, STEM, ItemRow, ItemTable, parse_layout
 from bigmap.radiometry import OFFSET_DN
 from bigmap.redaction import clean_href
 
@@ -350,7 +348,7 @@ def _resolve_folders(stored: pa.Table, path: str) -> pa.Table:
 
 
 def _to_table(stored: pa.Table) -> ItemTable:
-    """Turn the columns that :func:`to_item` led to into those of a table of items."""
+    """Turn the columns of stored items into those of a table of items."""
     count = stored.num_rows
 
     def get(name: str) -> pa.ChunkedArray:
@@ -397,50 +395,6 @@ def _encode(values: Any) -> pa.DictionaryArray:
     return table.unify_dictionaries()["values"].combine_chunks()
 
 
-def to_item(row: ItemRow) -> dict[str, Any]:
-    """Turn a row into a STAC item of version 1.1."""
-    row = _clean_row(row)
-    folder, stem, layout = pack_assets(row)
-    footprint = footprint_of(row.bounds, row.epsg)
-    properties: dict[str, Any] = {
-        "datetime": _format_time(row.datetime),
-        "proj:code": f"EPSG:{row.epsg}",
-        "proj:bbox": list(row.bounds),
-        DECIDED_SHIFT: row.dn_shift,
-        "bigmap:solar_day": row.solar_day.isoformat(),
-        "eo:cloud_cover": row.cloud_percent,
-        "s2:processing_baseline": row.baseline,
-        "grid:code": f"MGRS-{row.mgrs_tile}" if row.mgrs_tile else None,
-        "bigmap:folder": folder,
-        "bigmap:stem": stem,
-        "bigmap:layout": layout,
-    }
-    # An item that names its collection must link to it, wherever that may be (STAC 1.1, item).
-    membership: dict[str, Any] = {"links": []}
-    if row.collection:
-        link = {"rel": "collection", "href": f"./{row.collection}.json"}
-        membership = {"collection": row.collection, "links": [link]}
-    return {
-        "type": "Feature",
-        "stac_version": "1.1.0",
-        "stac_extensions": list(_EXTENSIONS),
-        "id": row.id,
-        **membership,
-        "geometry": shapely.geometry.mapping(footprint),
-        "bbox": list(footprint.bounds),
-        "properties": without_nulls(properties),
-        "assets": {
-            name: {
-                "href": asset.href,
-                "proj:shape": list(asset.shape),
-                "proj:transform": list(asset.transform),
-                "roles": ["data"],
-            }
-            for name, asset in row.assets.items()
-        },
-    }
-
-
 def _audit_from(content: dict[str, Any]) -> Audit:
     return Audit(
         found=int(content["found"]),
@@ -450,7 +404,3 @@ def _audit_from(content: dict[str, Any]) -> Audit:
         empty_months=tuple(str(month) for month in content["empty_months"]),
         findings=tuple(Finding(**finding) for finding in content["findings"]),
     )
-
-
-def _format_time(time: dt.datetime) -> str:
-    return time.astimezone(dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -18,7 +18,7 @@ from bigmap import grid
 from bigmap.errors import OutputError
 from bigmap.files import locate, parse_json, write_atomically
 from bigmap.grid import ROI, Lattice
-from bigmap.store.zarr_stores import METADATA, open_store, remove_store
+from bigmap.store.zarr_stores import METADATA, open_store
 
 COMPRESSOR = ZstdCodec(level=3, checksum=True)
 """Of all arrays: a bit that flips is an error, not another value."""
@@ -64,18 +64,6 @@ class MapTemplate:
         gsd_m = self.lattice.output_gsd_m * 2**level
         left, _, _, top = self.lattice.bounds(self.extent)
         return gsd_m, 0.0, left, 0.0, -gsd_m, top
-
-
-def create_map(path: str, template: MapTemplate) -> None:
-    """Write the metadata of an empty map, replacing what lies there.
-
-    Raises
-    ------
-    OutputError
-        If the place cannot be written.
-    """
-    remove_store(path)
-    complete_map(path, template)
 
 
 def complete_map(path: str, template: MapTemplate) -> list[str]:

@@ -38,7 +38,7 @@ from bigmap.simulate.items import COLLECTION, describe_item
 from bigmap.simulate.rendering import SCL_FIELDS, list_datatakes_of
 from bigmap.simulate.requests import list_request_parts
 from bigmap.staging.stages import stage_plan
-from bigmap.store.template import create_map, create_root
+from bigmap.store.template import complete_map, create_root
 from bigmap.training.folder import TrainingFolder
 from tests.fuzz.mutating import Files
 from tests.integration.small_world import BBOX, raw_recipe, write_recipe, write_scenes
@@ -273,7 +273,7 @@ def write_run(planned: Plan) -> None:
     if names:
         create_root(folder.output, {"title": "zones", "bigmap:recipe": {}}, names)
     for part in planned.parts:
-        create_map(part.store, part.template())
+        complete_map(part.store, part.template())
         book = folder.part(part.name).open_ledger(lease)
         for number, block in enumerate(part.blocks):
             book.append(BlockRecord(

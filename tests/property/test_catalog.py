@@ -13,7 +13,6 @@ from bigmap.catalog.audit import order_of
 from bigmap.catalog.parsing import ParsedItem
 from bigmap.catalog.projection import footprint_of, solar_day_of
 from bigmap.catalog.search import drop_duplicates
-from bigmap.catalog.storage import to_item
 from bigmap.items import BANDS, AssetRow, ItemRow
 from bigmap.redaction import clean_href
 
@@ -48,18 +47,6 @@ def rows(draw):
         mgrs_tile=draw(st.none() | st.just("33TWM")),
         assets={name: AssetRow(f"/d/{name}.tif", (10980, 10980), transform) for name in names},
     )
-
-
-@given(rows())
-def test_an_item_says_what_its_row_says(row):
-    item = to_item(row)
-    assert item["properties"]["proj:bbox"] == list(row.bounds)
-    assert {name: asset["href"] for name, asset in item["assets"].items()} == {
-        name: asset.href for name, asset in row.assets.items()
-    }
-    west, south, east, north = item["bbox"]
-    assert -180 <= west <= east <= 180
-    assert -90 <= south <= north <= 90
 
 
 @given(zones, bounds)

@@ -10,7 +10,7 @@ import numpy as np
 
 from bigmap.grid import Lattice
 from bigmap.store.shards import MapWriter
-from bigmap.store.template import LayerTemplate, MapTemplate, create_map, create_root
+from bigmap.store.template import LayerTemplate, MapTemplate, complete_map, create_root
 
 GSD_M = 5.0
 """Of the map; the input grid has 10 m."""
@@ -35,7 +35,7 @@ def write_map(
         overviews=0,
         attributes={"title": "test", **(attributes or {})},
     )
-    create_map(str(path), template)
+    complete_map(str(path), template)
     height, width = classes.shape
     MapWriter(str(path)).write({"class": classes}, (slice(0, height), slice(0, width)))
     return str(path)

@@ -10,7 +10,7 @@ import bigmap
 from bigmap.blocks import run_block
 from bigmap.config import parse_recipe
 from bigmap.ledger import NO_SCENE, TOO_CLOUDY, UNREAD
-from bigmap.store.template import create_map
+from bigmap.store.template import complete_map
 from tests.integration.small_world import SIDE_PX, raw_recipe, write_scenes
 
 LEFT, TOP, SIDE_M = 300_000, 4_620_000, 10 * SIDE_PX
@@ -55,7 +55,7 @@ def map_block(area, *, min_clear_percent=25, **changes):
         )
     )  # fmt: skip
     (block,) = plan.only.blocks
-    create_map("map.zarr", plan.only.template())
+    complete_map("map.zarr", plan.only.template())
     record = run_block(plan.only.job("map.run", None), block, plan.only.rows_of(block))
     return plan, record, bigmap.open_map("map.zarr").load()
 

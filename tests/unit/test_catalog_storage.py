@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime as dt
-import json
 import os
 import time
 
@@ -12,11 +11,10 @@ import pytest
 from stac_geoparquet.arrow import parse_stac_items_to_parquet, stac_table_to_items
 
 from bigmap.catalog import find_items, load_items, save_items
-from bigmap.catalog.storage import to_item
 from bigmap.config.sources import FilesSource
 from bigmap.errors import CatalogError, OutputError
 from bigmap.items import AssetRow, ItemTable
-from tests.unit.catalog_cases import EVER, WORLD, find, read_json
+from tests.unit.catalog_cases import EVER, WORLD, find, read_json, to_item
 
 
 @pytest.fixture(scope="session")
@@ -73,11 +71,9 @@ def test_no_secret_is_written(catalogues, tmp_path):
     assets = {**row.assets, "red": dataclasses.replace(row.assets["red"], href=href)}
     leaky = dataclasses.replace(catalogues[0], rows=(dataclasses.replace(row, assets=assets),))
     save_items(leaky, str(tmp_path / "items.parquet"))
-    text = json.dumps(to_item(leaky.rows[0]))
     (loaded,) = load_items(str(tmp_path / "items.parquet")).rows
-    for place in (text, loaded.assets["red"].href):
-        assert "hunter2" not in place
-        assert "s3cr3t" not in place
+    assert "hunter2" not in loaded.assets["red"].href
+    assert "s3cr3t" not in loaded.assets["red"].href
     assert loaded.assets["red"].href == "https://a.blob.core.windows.net/c/x.tif"
 
 

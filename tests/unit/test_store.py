@@ -13,7 +13,7 @@ from bigmap.errors import OutputError
 from bigmap.grid import Lattice
 from bigmap.store.overviews import halve_classes, halve_values, overview_places, write_overview
 from bigmap.store.shards import MapWriter, ShardKey, check_shards, list_shard_keys
-from bigmap.store.template import LayerTemplate, MapTemplate, complete_map, create_map, has_map
+from bigmap.store.template import LayerTemplate, MapTemplate, complete_map, has_map
 from bigmap.store.zarr_stores import remove_store
 
 LATTICE = Lattice("EPSG:25831", 10.0, 8, 16, 32, 2, 32, 16)
@@ -38,7 +38,7 @@ def make_template(**changes):
 @pytest.fixture
 def path(tmp_path):
     path = str(tmp_path / "map.zarr")
-    create_map(path, make_template())
+    complete_map(path, make_template())
     return path
 
 
@@ -162,9 +162,9 @@ def test_a_link_stays_when_its_map_is_replaced(tmp_path):
     disk, link = tmp_path / "disk", tmp_path / "map.zarr"
     disk.mkdir()
     link.symlink_to(disk)
-    create_map(str(link), make_template())
     (disk / "old").mkdir()
-    create_map(str(link), make_template())
+    remove_store(str(link))
+    complete_map(str(link), make_template())
     assert link.is_symlink()
     assert (disk / "zarr.json").exists()
     assert not (disk / "old").exists()

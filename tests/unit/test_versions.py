@@ -17,7 +17,7 @@ from bigmap.cube.reading import Claim, find_excess_m, grid_of
 from bigmap.cube.versions import find_version
 from bigmap.errors import ReadError
 from bigmap.ledger import BlockRecord, Ledger, list_replaced
-from bigmap.store.template import create_map
+from bigmap.store.template import complete_map
 from tests.integration.small_world import SIDE_PX, TRANSFORM, raw_recipe, write_scenes
 
 ITEMS = ("S2A_31TCG_20240401_0_L2A", "S2A_31TCG_20240501_0_L2A", "S2A_31TCG_20240601_0_L2A")
@@ -33,7 +33,7 @@ def world(tmp_path, monkeypatch):
 
 def map_a_block(**changes):
     plan = bigmap.plan(parse_recipe(raw_recipe(dates__max_per_cell=2, **changes)))
-    create_map("map.zarr", plan.only.template())
+    complete_map("map.zarr", plan.only.template())
     return run_block(
         plan.only.job("map.run", None), plan.only.blocks[0], plan.only.rows_of(plan.only.blocks[0])
     )
