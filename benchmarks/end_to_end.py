@@ -38,15 +38,15 @@ from benchmarks.measuring import (
     write_results,
 )
 from bigmap import api, grid
-from bigmap.blocks import BlockJob, name_block
 from bigmap.clusters import open_client
 from bigmap.clusters.sizes import size_cluster
 from bigmap.config import parse_recipe
 from bigmap.config.strict_yaml import read_yaml
 from bigmap.grid import ROI
-from bigmap.items import ItemRow
-from bigmap.ledger import BlockRecord
-from bigmap.running import run_plan
+from bigmap.mapping.blocks import BlockJob, name_block
+from bigmap.mapping.ledger import BlockRecord
+from bigmap.mapping.running import run_plan
+from bigmap.scenes.items import ItemRow
 from bigmap.simulate import SceneRequest, write_scenes
 from bigmap.simulate.requests import VERSION
 

@@ -26,8 +26,8 @@ from benchmarks.measuring import (
     table,
     write_results,
 )
-from bigmap.chips import ChipSet
 from bigmap.config import Recipe, parse_recipe
+from bigmap.learning.chips import ChipSet
 
 BANDS = ["red", "nir"]
 CHIP_PX, UPSCALE, MAX_DATES, MIN_CLEAR_PERCENT = 32, 4, 12, 75

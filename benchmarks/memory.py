@@ -27,9 +27,9 @@ import bigmap
 from benchmarks.measuring import WORK, describe_machine, table, write_results
 from bigmap.clusters import open_cluster
 from bigmap.config import Recipe, parse_recipe
-from bigmap.loads import count_memory_gb
+from bigmap.mapping.loads import count_memory_gb
+from bigmap.mapping.running import run_plan
 from bigmap.models.layers import TYPICAL_STATISTICS
-from bigmap.running import run_plan
 
 EPSG = 32631
 LEFT, TOP = 40_960 * 10, 46_080 * 10 * 10

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import QUICK_RESULTS, ROOT, describe_in_words, describe_machine, table
-from bigmap.engine import optimise
 from bigmap.grid import Lattice
+from bigmap.mapping.engine import optimise
+from bigmap.mapping.windows import Windowing
 from bigmap.models import MapModel, build_model, list_models
 from bigmap.models.facts import COUNTED_DATES, ModelFacts, describe_class, describe_model
-from bigmap.windows import Windowing
 
 PAGE = ROOT / "docs" / "models.md"
 TEMPLATE = PAGE.with_suffix(".template.md")

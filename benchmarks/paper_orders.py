@@ -26,8 +26,8 @@ import torch
 
 import bigmap
 from benchmarks.measuring import describe_machine
-from bigmap.chips import ChipSet, is_complete
 from bigmap.config import parse_recipe
+from bigmap.learning.chips import ChipSet, is_complete
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "orders.md"
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -28,10 +28,10 @@ from benchmarks.measuring import (
     write_results,
 )
 from bigmap.area import read_area
-from bigmap.catalog import Audit
-from bigmap.catalog.projection import footprint_of
 from bigmap.draws import hash_ints, to_uniform
-from bigmap.items import AssetRow, ItemRow, pack_assets
+from bigmap.scenes.catalog import Audit
+from bigmap.scenes.catalog.projection import footprint_of
+from bigmap.scenes.items import AssetRow, ItemRow, pack_assets
 from bigmap.simulate.acquisitions import HALF_SWATH_KM, Datatake, list_datatakes
 from bigmap.simulate.flavours import baseline_of, native_gsd_m
 from bigmap.simulate.sensor import MSI

@@ -21,8 +21,8 @@ import torch
 
 import bigmap
 from benchmarks.measuring import describe_machine, table, write_results
-from bigmap.chips import ChipSet, is_complete
 from bigmap.config import parse_recipe
+from bigmap.learning.chips import ChipSet, is_complete
 
 BANDS = [
     "coastal", "blue", "green", "red", "rededge1", "rededge2", "rededge3", "nir", "nir08", "nir09",

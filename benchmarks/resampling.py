@@ -24,10 +24,10 @@ from benchmarks.measuring import (
     write_results,
 )
 from bigmap import grid
-from bigmap.cube.pixels import BANDS
-from bigmap.cube.reading import RasterReader
-from bigmap.cube.resampling import TargetGrid, plan_sampling
 from bigmap.grid import ROI
+from bigmap.scenes.cube.pixels import BANDS
+from bigmap.scenes.cube.reading import RasterReader
+from bigmap.scenes.cube.resampling import TargetGrid, plan_sampling
 
 CRS = "EPSG:3035"
 GSD_M = 10.0

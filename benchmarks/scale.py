@@ -19,17 +19,17 @@ import psutil
 
 import bigmap
 from benchmarks.measuring import ROOT, WORK, describe_machine, table, write_results
-from bigmap.blocks import BlockJob, name_block
 from bigmap.clusters import open_cluster
 from bigmap.config import parse_recipe
 from bigmap.config.cluster import LocalCluster
 from bigmap.grid import ROI
-from bigmap.items import ItemRow
-from bigmap.ledger import BlockRecord
-from bigmap.places import Attempt
-from bigmap.plans import Part, Plan
-from bigmap.reporting import SilentReporter
-from bigmap.running import run_plan
+from bigmap.mapping.blocks import BlockJob, name_block
+from bigmap.mapping.ledger import BlockRecord
+from bigmap.mapping.places import Attempt
+from bigmap.mapping.plans import Part, Plan
+from bigmap.mapping.reporting import SilentReporter
+from bigmap.mapping.running import run_plan
+from bigmap.scenes.items import ItemRow
 from tests.integration.tiny_scenes import write_tiny_scenes
 
 SIZES = (1_000, 10_000, 100_000)

@@ -12,14 +12,13 @@ import numpy as np
 import xarray as xr
 
 from bigmap import simulate
-from bigmap.chips import Split
 from bigmap.clusters import Cluster
 from bigmap.clusters.driving import map_on
 from bigmap.config import Recipe, load_recipe, parse_recipe
-from bigmap.cube.lazy import open_cube_of
-from bigmap.cube.reader import CubeReader
 from bigmap.errors import OutputError, RecipeError
-from bigmap.evaluation import (
+from bigmap.grid import intersect, is_empty, shape_of
+from bigmap.learning.chips import Split
+from bigmap.learning.evaluation import (
     BlockMapper,
     Evaluation,
     ReferenceSample,
@@ -29,21 +28,27 @@ from bigmap.evaluation import (
     score_reference,
     split_geometry,
 )
-from bigmap.grid import intersect, is_empty, shape_of
-from bigmap.lazy_predict import predict
+from bigmap.learning.samples import ExtractSummary, extract_chips, plan_samples, purpose_of_samples
+from bigmap.learning.training import (
+    TrainingReporter,
+    TrainingSummary,
+    train_on_cluster,
+    train_recipe,
+)
+from bigmap.mapping.lazy_predict import predict
+from bigmap.mapping.places import Attempt, check_place
+from bigmap.mapping.planning import make_plan
+from bigmap.mapping.plans import Plan
+from bigmap.mapping.progress import StageProgress
+from bigmap.mapping.purpose import Purpose
+from bigmap.mapping.reporting import Reporter, RunSummary, SilentReporter
+from bigmap.mapping.run_folder import RunFolder
+from bigmap.mapping.running import run_plan
+from bigmap.mapping.staging.stages import JOBS, StageSummary, stage_plan
+from bigmap.mapping.store.opening import open_map
 from bigmap.models.choosing import use_trained_weights
-from bigmap.places import Attempt, check_place
-from bigmap.planning import make_plan
-from bigmap.plans import Plan
-from bigmap.progress import StageProgress
-from bigmap.purpose import Purpose
-from bigmap.reporting import Reporter, RunSummary, SilentReporter
-from bigmap.run_folder import RunFolder
-from bigmap.running import run_plan
-from bigmap.samples import ExtractSummary, extract_chips, plan_samples, purpose_of_samples
-from bigmap.staging.stages import JOBS, StageSummary, stage_plan
-from bigmap.store.opening import open_map
-from bigmap.training import TrainingReporter, TrainingSummary, train_on_cluster, train_recipe
+from bigmap.scenes.cube.lazy import open_cube_of
+from bigmap.scenes.cube.reader import CubeReader
 
 __all__ = [
     "estimate_areas",
@@ -348,7 +353,7 @@ def evaluate_model(
     advance
         Told of progress: chips done, and of how many.
     **options
-        Fields of :class:`bigmap.evaluation.ScoringOptions`: ``split``, ``weights``,
+        Fields of :class:`bigmap.learning.evaluation.ScoringOptions`: ``split``, ``weights``,
         ``baselines``, ``max_dates``, ``instances``, ``register``.
 
     Raises

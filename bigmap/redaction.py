@@ -87,8 +87,9 @@ def clean_href(href: str) -> str:
     """Remove user, password, tokens and signatures, so that an href can be written anywhere.
 
     What needs a signature is signed again when it is read, see
-    :func:`bigmap.signing.sign_href`; other access comes from the environment. Where a parameter is
-    secret, the others go too, since they belong to its signature, but for those that name a file.
+    :func:`bigmap.scenes.signing.sign_href`; other access comes from the environment. Where a
+    parameter is secret, the others go too, since they belong to its signature, but for those that
+    name a file.
     """
     if "://" not in href:
         return href

@@ -15,7 +15,7 @@ import numpy as np
 
 import bigmap
 from bigmap.config import parse_recipe
-from bigmap.run_folder import RunFolder
+from bigmap.mapping.run_folder import RunFolder
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

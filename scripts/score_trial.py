@@ -4,7 +4,7 @@
 
 Prints how well the map finds cropland and writes ``<map>.truth.png`` beside it: map and truth.
 The truth is rendered on the map's own pixels, block by block. Scores are those of the pixels
-that the map classifies (formulas in ``bigmap.metrics``), nan where they are undefined, and
+that the map classifies (formulas in ``bigmap.learning.metrics``), nan where they are undefined, and
 ``area mapped`` is their share of the recipe's area.
 """
 
@@ -23,8 +23,8 @@ import bigmap
 from bigmap.area import read_area
 from bigmap.config.sources import SimulatedSource
 from bigmap.errors import BigmapError, OutputError
-from bigmap.metrics import ClassScores, ConfusionMatrix
-from bigmap.run_folder import RunFolder
+from bigmap.learning.metrics import ClassScores, ConfusionMatrix
+from bigmap.mapping.run_folder import RunFolder
 from bigmap.simulate import render_truth
 
 mpl.use("Agg")

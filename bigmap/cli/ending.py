@@ -41,7 +41,7 @@ def _run_command(app: typer.Typer, arguments: list[str]) -> int:
     """Run a command and return its exit code."""
     logging.basicConfig(level=logging.CRITICAL)
     _show_log("bigmap.simulate")
-    _show_log("bigmap.catalog")
+    _show_log("bigmap.scenes.catalog")
     try:
         code: int = app(arguments or ["--help"], prog_name="bigmap", standalone_mode=False)
     except (StoppedError, LostClusterError, LostRankError) as error:

@@ -15,7 +15,6 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from bigmap import api
-from bigmap.chips import SPLITS, Split
 from bigmap.cli.options import (
     ClusterOption,
     JsonOption,
@@ -25,8 +24,9 @@ from bigmap.cli.options import (
     read_recipe,
 )
 from bigmap.errors import RecipeError, SamplesError
-from bigmap.evaluation import Evaluation, ReferenceSample
-from bigmap.evaluation.reports import (
+from bigmap.learning.chips import SPLITS, Split
+from bigmap.learning.evaluation import Evaluation, ReferenceSample
+from bigmap.learning.evaluation.reports import (
     format_score,
     list_notes,
     list_sample_tables,

@@ -19,10 +19,10 @@ from bigmap.cli.options import (
     SourceOption,
     read_recipe,
 )
-from bigmap.estimates import describe_clusters, estimate_clusters
-from bigmap.loads import Estimate, estimate_part, estimate_plan
+from bigmap.mapping.estimates import describe_clusters, estimate_clusters
+from bigmap.mapping.loads import Estimate, estimate_part, estimate_plan
+from bigmap.mapping.plans import Plan
 from bigmap.models.choosing import advise_weights
-from bigmap.plans import Plan
 
 
 def plan_command(

@@ -23,13 +23,10 @@ from bigmap.cli.options import (
     read_recipe,
 )
 from bigmap.config import Recipe
-from bigmap.estimates import emulates_bfloat16
-from bigmap.models import refuse_random
-from bigmap.models.base import ModelSpec
-from bigmap.models.choosing import advise_weights, choose_model, use_trained_weights
-from bigmap.models.devices import SLOW_BFLOAT16
-from bigmap.places import Attempt, check_place
-from bigmap.progress import (
+from bigmap.learning.training.folder import TrainingFolder
+from bigmap.mapping.estimates import emulates_bfloat16
+from bigmap.mapping.places import Attempt, check_place
+from bigmap.mapping.progress import (
     ProgressReporter,
     describe_replaced,
     describe_slowest,
@@ -37,10 +34,13 @@ from bigmap.progress import (
     format_duration,
     format_km2,
 )
-from bigmap.purpose import Purpose
-from bigmap.reporting import RunSummary
+from bigmap.mapping.purpose import Purpose
+from bigmap.mapping.reporting import RunSummary
+from bigmap.models import refuse_random
+from bigmap.models.base import ModelSpec
+from bigmap.models.choosing import advise_weights, choose_model, use_trained_weights
+from bigmap.models.devices import SLOW_BFLOAT16
 from bigmap.signals import stop_on_signals
-from bigmap.training.folder import TrainingFolder
 
 
 def run_command(

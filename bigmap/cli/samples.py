@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from bigmap import api
-from bigmap.chips import SPLITS
 from bigmap.cli.options import (
     BboxOption,
     ClusterOption,
@@ -23,12 +22,13 @@ from bigmap.cli.options import (
     SourceOption,
     read_recipe,
 )
-from bigmap.places import Attempt, check_place
-from bigmap.progress import ProgressReporter, describe_slowest, format_duration
-from bigmap.run_folder import RunFolder
-from bigmap.samples import Counts, ExtractSummary, purpose_of_samples
-from bigmap.samples.drawing import PICTURE_FILE
-from bigmap.samples.joining import COUNTS_FILE
+from bigmap.learning.chips import SPLITS
+from bigmap.learning.samples import Counts, ExtractSummary, purpose_of_samples
+from bigmap.learning.samples.drawing import PICTURE_FILE
+from bigmap.learning.samples.joining import COUNTS_FILE
+from bigmap.mapping.places import Attempt, check_place
+from bigmap.mapping.progress import ProgressReporter, describe_slowest, format_duration
+from bigmap.mapping.run_folder import RunFolder
 from bigmap.signals import stop_on_signals
 
 

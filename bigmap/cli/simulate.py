@@ -12,7 +12,7 @@ from rich.console import Console
 from bigmap import simulate
 from bigmap.cli.options import BboxOption, RecipeArgument, SetOption, read_recipe
 from bigmap.errors import OutputError
-from bigmap.planning import request_world
+from bigmap.mapping.planning import request_world
 
 
 def simulate_command(

@@ -21,10 +21,10 @@ from bigmap.cli.options import (
 )
 from bigmap.config import Recipe
 from bigmap.config.areas import UTM
-from bigmap.progress import StageProgress
+from bigmap.mapping.progress import StageProgress
+from bigmap.mapping.staging.folder import ITEMS
+from bigmap.mapping.staging.stages import JOBS, StageSummary, verify_stage
 from bigmap.signals import stop_on_signals
-from bigmap.staging.folder import ITEMS
-from bigmap.staging.stages import JOBS, StageSummary, verify_stage
 
 
 def stage_command(

@@ -11,8 +11,13 @@ import typer
 from rich.console import Console
 
 from bigmap.cli.options import JsonOption
-from bigmap.progress import describe_replaced, describe_slowest, describe_without, format_km2
-from bigmap.status import RunStatus, read_status
+from bigmap.mapping.progress import (
+    describe_replaced,
+    describe_slowest,
+    describe_without,
+    format_km2,
+)
+from bigmap.mapping.status import RunStatus, read_status
 
 
 def status_command(

@@ -13,8 +13,8 @@ from bigmap import api
 from bigmap.cli.options import JsonOption, OverwriteOption, RecipeArgument, ResumeOption, SetOption
 from bigmap.config import load_recipe
 from bigmap.errors import TrainingError
-from bigmap.progress import format_duration
-from bigmap.training import TrainingProgress, TrainingSummary, find_rank
+from bigmap.learning.training import TrainingProgress, TrainingSummary, find_rank
+from bigmap.mapping.progress import format_duration
 
 SIMULATED = (
     "note: the chips are of simulated scenes; weights trained on them know no real place, and "

@@ -27,10 +27,10 @@ from bigmap.clusters import open_cluster
 from bigmap.clusters.sizes import size_cluster
 from bigmap.config.cluster import ClusterConfig
 from bigmap.config.sources import Access
-from bigmap.cube.reading import use_raster
 from bigmap.errors import OutputError, ReadError
 from bigmap.machine import count_cores
 from bigmap.models.devices import DeviceReport, describe_device
+from bigmap.scenes.cube.reading import use_raster
 
 PROBE_LIMIT_S = 180
 WAIT_STEP_S = 0.5

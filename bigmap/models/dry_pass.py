@@ -46,7 +46,7 @@ def count_pass_bytes(model: MapModel, size: PassSize) -> int:
     Parameters
     ----------
     model
-        As it predicts, see :func:`bigmap.engine.optimise`.
+        As it predicts, see :func:`bigmap.mapping.engine.optimise`.
     size
         What it sees at once.
     """

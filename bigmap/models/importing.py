@@ -65,7 +65,7 @@ def import_piunet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns
     -------
     dict of str to torch.Tensor
-        State dict of :class:`bigmap.models.piunet.PIUnet`, for its ``load_state_dict``.
+        State dict of :class:`bigmap.models.networks.piunet.PIUnet`, for its ``load_state_dict``.
 
     Raises
     ------
@@ -95,7 +95,8 @@ def import_highresnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns
     -------
     dict of str to torch.Tensor
-        State dict of :class:`bigmap.models.highresnet.HighResNet`, for its ``load_state_dict``.
+        State dict of :class:`bigmap.models.networks.highresnet.HighResNet`, for its
+        ``load_state_dict``.
 
     Raises
     ------

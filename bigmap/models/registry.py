@@ -27,22 +27,22 @@ from bigmap.models.base import (
     NetworkModel,
     OptionValue,
 )
-from bigmap.models.bicubic import BicubicModel
 from bigmap.models.card import read_card
 from bigmap.models.checkpoint import load_weights
-from bigmap.models.dbpn import DbpnModel
-from bigmap.models.dbpn_segnet import DbpnSegnetModel
-from bigmap.models.deeplab import DeepLabModel
-from bigmap.models.dual import DualModel
-from bigmap.models.highresnet import HighresnetModel
-from bigmap.models.hrnet import HrnetModel
-from bigmap.models.ndvi import NdviModel
-from bigmap.models.pipelines import SrHrnetModel
-from bigmap.models.piunet import PiunetModel
-from bigmap.models.segnet import SegnetModel
-from bigmap.models.small_conv import SmallConvModel
-from bigmap.models.spinet import SpinetModel
-from bigmap.models.srresnet import SrresnetModel
+from bigmap.models.networks.bicubic import BicubicModel
+from bigmap.models.networks.dbpn import DbpnModel
+from bigmap.models.networks.dbpn_segnet import DbpnSegnetModel
+from bigmap.models.networks.deeplab import DeepLabModel
+from bigmap.models.networks.dual import DualModel
+from bigmap.models.networks.highresnet import HighresnetModel
+from bigmap.models.networks.hrnet import HrnetModel
+from bigmap.models.networks.ndvi import NdviModel
+from bigmap.models.networks.pipelines import SrHrnetModel
+from bigmap.models.networks.piunet import PiunetModel
+from bigmap.models.networks.segnet import SegnetModel
+from bigmap.models.networks.small_conv import SmallConvModel
+from bigmap.models.networks.spinet import SpinetModel
+from bigmap.models.networks.srresnet import SrresnetModel
 
 _BUILD_LOCK = threading.Lock()
 

@@ -40,7 +40,7 @@ def time_pass(model: MapModel, size: PassSize, *, threads: int) -> float:
     Parameters
     ----------
     model
-        As it predicts, see :func:`bigmap.engine.optimise`.
+        As it predicts, see :func:`bigmap.mapping.engine.optimise`.
     size
         What it sees at once.
     threads

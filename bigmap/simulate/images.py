@@ -10,7 +10,7 @@ from affine import Affine
 
 from bigmap.draws import derive_seed, hash_ints
 from bigmap.errors import PlanError
-from bigmap.items import BANDS
+from bigmap.scenes.items import BANDS
 from bigmap.simulate.landscape import build_landscape
 from bigmap.simulate.noise import F32, to_normal
 from bigmap.simulate.painting import paint_ground
@@ -49,7 +49,7 @@ def render_reflectance(
     crs, transform, shape
         A window of the 2.5 m lattice, as for :func:`bigmap.simulate.truth.render_truth`.
     bands
-        Common names from :data:`bigmap.items.BANDS`.
+        Common names from :data:`bigmap.scenes.items.BANDS`.
 
     Returns
     -------

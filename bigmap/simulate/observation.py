@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigmap.draws import F64, derive_seed, hash_ints
-from bigmap.items import BANDS
+from bigmap.scenes.items import BANDS
 from bigmap.simulate.acquisitions import ALTITUDE_KM, HALF_SWATH_KM, Datatake
 from bigmap.simulate.classification import Scene, classify_scene
 from bigmap.simulate.covers import Cover

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bigmap.items import BANDS
+from bigmap.scenes.items import BANDS
 from bigmap.simulate.landscape import Landscape
 from bigmap.simulate.noise import F32
 from bigmap.simulate.spectra import HUE, TONE

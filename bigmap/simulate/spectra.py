@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bigmap.draws import F64, hash_ints, to_uniform
-from bigmap.items import BANDS
+from bigmap.scenes.items import BANDS
 from bigmap.simulate.covers import N_COVERS, Cover
 from bigmap.simulate.noise import F32, to_normal
 from bigmap.simulate.units import Units
@@ -54,7 +54,7 @@ ENDMEMBERS: dict[str, tuple[float, ...]] = {
     "rock": (.12, .15, .19, .22, .23, .24, .25, .26, .26, .27, .27, .30, .28),
     "snow": (.90, .90, .89, .87, .85, .84, .82, .79, .78, .70, .30, .10, .08),
 }  # fmt: skip
-"""Surface reflectance in the 13 bands of :data:`bigmap.items.BANDS`."""
+"""Surface reflectance in the 13 bands of :data:`bigmap.scenes.items.BANDS`."""
 
 
 @dataclass(frozen=True)

@@ -23,26 +23,26 @@ import yaml
 from affine import Affine
 
 from bigmap.api import plan
-from bigmap.catalog import find_items, save_items
 from bigmap.config import load_recipe
 from bigmap.config.sources import FilesSource
+from bigmap.learning.training.folder import TrainingFolder
 from bigmap.lease import Lease
-from bigmap.ledger import BlockRecord
+from bigmap.mapping.ledger import BlockRecord
+from bigmap.mapping.planning import make_plan
+from bigmap.mapping.plans import Plan
+from bigmap.mapping.run_folder import RunFolder
+from bigmap.mapping.staging.stages import stage_plan
+from bigmap.mapping.store.template import complete_map, create_root
 from bigmap.models import Training, build_model, save_weights
-from bigmap.planning import make_plan
-from bigmap.plans import Plan
-from bigmap.run_folder import RunFolder
+from bigmap.scenes.catalog import find_items, save_items
 from bigmap.simulate import FLAVOURS, SceneRequest, write_geoparquet, write_static_catalog
 from bigmap.simulate.flavours import list_scene_files, restyle_item
 from bigmap.simulate.items import COLLECTION, describe_item
 from bigmap.simulate.rendering import SCL_FIELDS, list_datatakes_of
 from bigmap.simulate.requests import list_request_parts
-from bigmap.staging.stages import stage_plan
-from bigmap.store.template import complete_map, create_root
-from bigmap.training.folder import TrainingFolder
 from tests.fuzz.mutating import Files
 from tests.integration.small_world import BBOX, raw_recipe, write_recipe, write_scenes
-from tests.unit.training.chip_cases import write_chips
+from tests.unit.learning.training.chip_cases import write_chips
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = b"@HERE@"

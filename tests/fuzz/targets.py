@@ -21,8 +21,6 @@ from rich.console import Console
 from bigmap import cli
 from bigmap.api import open_map, plan
 from bigmap.area import list_utm_zones, read_area
-from bigmap.catalog import Catalogue, find_items, load_items, save_items
-from bigmap.chips import ChipSet
 from bigmap.cli.ending import USER_ERROR
 from bigmap.cli.status import show_status, status_dict
 from bigmap.config import load_recipe, parse_recipe
@@ -30,20 +28,22 @@ from bigmap.config.loading import load_cluster
 from bigmap.config.sources import Access, FilesSource, StacApiSource, StaticCatalogSource
 from bigmap.config.strict_yaml import parse_yaml
 from bigmap.config.training import RasterLabels, VectorLabels
-from bigmap.labels.opening import open_labels
+from bigmap.learning.chips import ChipSet
+from bigmap.learning.labels.opening import open_labels
+from bigmap.learning.training.folder import TrainingFolder
 from bigmap.lease import Lease
-from bigmap.loads import estimate_plan
+from bigmap.mapping.loads import estimate_plan
+from bigmap.mapping.places import Attempt, check_place
+from bigmap.mapping.planning import make_plan
+from bigmap.mapping.purpose import Purpose
+from bigmap.mapping.run_folder import RunFolder
+from bigmap.mapping.staging.stages import verify_stage
+from bigmap.mapping.status import read_status
+from bigmap.mapping.store.template import has_map
 from bigmap.models import read_tensors
 from bigmap.models.published import import_weights
-from bigmap.places import Attempt, check_place
-from bigmap.planning import make_plan
-from bigmap.purpose import Purpose
-from bigmap.run_folder import RunFolder
+from bigmap.scenes.catalog import Catalogue, find_items, load_items, save_items
 from bigmap.simulate.items import COLLECTION
-from bigmap.staging.stages import verify_stage
-from bigmap.status import read_status
-from bigmap.store.template import has_map
-from bigmap.training.folder import TrainingFolder
 from tests.fuzz.corpus import API, CRS, FINGERPRINT, LEFT, SOURCE_DAYS, TOP, WORLD
 from tests.fuzz.mutating import Files
 

@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 import torch
-from bigmap.models.small_conv import SmallConvModel
+from bigmap.models.networks.small_conv import SmallConvModel
 
 class GatedModel(SmallConvModel):
     """small-conv, each batch of windows of which needs a ticket, or an open gate."""

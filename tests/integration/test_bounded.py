@@ -14,11 +14,11 @@ import bigmap
 from bigmap.config import parse_recipe
 from bigmap.errors import OutputError
 from bigmap.lease import Lease
-from bigmap.ledger import BlockRecord, Ledger
-from bigmap.places import Attempt
-from bigmap.reporting import SilentReporter
-from bigmap.run_folder import RunFolder
-from bigmap.running import run_plan
+from bigmap.mapping.ledger import BlockRecord, Ledger
+from bigmap.mapping.places import Attempt
+from bigmap.mapping.reporting import SilentReporter
+from bigmap.mapping.run_folder import RunFolder
+from bigmap.mapping.running import run_plan
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes
 

@@ -5,7 +5,7 @@ from rasterio.warp import transform_bounds
 
 import bigmap
 from bigmap.config import parse_recipe
-from bigmap.loads import estimate_plan
+from bigmap.mapping.loads import estimate_plan
 from tests.integration.tiny_scenes import BANDS, PIXEL_M, write_tiny_scenes
 
 BLOCK_PX, CORE_PX, DATES = 256, 128, 2

@@ -14,8 +14,8 @@ import shapely
 from bigmap.cli import main
 from bigmap.models import Training, build_model, save_weights
 from tests.integration.small_world import write_recipe
-from tests.unit.evaluation_chips import make_fields, make_template, write_set
-from tests.unit.evaluation_maps import GSD_M, write_map
+from tests.unit.learning.evaluation_chips import make_fields, make_template, write_set
+from tests.unit.learning.evaluation_maps import GSD_M, write_map
 
 NDVI = {"model": {"name": "ndvi", "options": {"upscale": 1}}}
 

@@ -9,9 +9,9 @@ import pytest
 import bigmap
 from bigmap.config import parse_recipe
 from bigmap.errors import OutputError
-from bigmap.places import Attempt
-from bigmap.run_folder import RunFolder
-from bigmap.running import run_plan
+from bigmap.mapping.places import Attempt
+from bigmap.mapping.run_folder import RunFolder
+from bigmap.mapping.running import run_plan
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes
 

@@ -16,15 +16,15 @@ from rasterio.io import MemoryFile
 from typer.testing import CliRunner
 
 import bigmap
-from bigmap.chips import ChipSet
 from bigmap.cli import app
 from bigmap.config import parse_recipe
 from bigmap.errors import OutputError
-from bigmap.places import Attempt
-from bigmap.planning import make_plan
-from bigmap.reporting import SilentReporter
-from bigmap.run_folder import RunFolder
-from bigmap.samples import extract_chips, plan_samples, purpose_of_samples
+from bigmap.learning.chips import ChipSet
+from bigmap.learning.samples import extract_chips, plan_samples, purpose_of_samples
+from bigmap.mapping.places import Attempt
+from bigmap.mapping.planning import make_plan
+from bigmap.mapping.reporting import SilentReporter
+from bigmap.mapping.run_folder import RunFolder
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes
 

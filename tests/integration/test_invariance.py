@@ -24,12 +24,12 @@ from distributed import Client
 import bigmap
 from bigmap.config import parse_recipe
 from bigmap.errors import OutputError
-from bigmap.ledger import Ledger
-from bigmap.places import Attempt
-from bigmap.reporting import SilentReporter
-from bigmap.run_folder import RunFolder
-from bigmap.running import run_plan
-from bigmap.status import read_status
+from bigmap.mapping.ledger import Ledger
+from bigmap.mapping.places import Attempt
+from bigmap.mapping.reporting import SilentReporter
+from bigmap.mapping.run_folder import RunFolder
+from bigmap.mapping.running import run_plan
+from bigmap.mapping.status import read_status
 from tests.integration.gated_model import Gate, install_gated_model
 from tests.integration.local import start_cluster
 from tests.integration.real_scenes import raw_recipe

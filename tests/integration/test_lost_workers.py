@@ -17,11 +17,11 @@ from bigmap.clusters import open_cluster
 from bigmap.clusters.driving import Policy, Work, _Driver
 from bigmap.clusters.local import start_local
 from bigmap.config import parse_recipe
-from bigmap.ledger import Ledger
-from bigmap.places import Attempt
-from bigmap.reporting import SilentReporter
-from bigmap.run_folder import RunFolder
-from bigmap.running import run_plan
+from bigmap.mapping.ledger import Ledger
+from bigmap.mapping.places import Attempt
+from bigmap.mapping.reporting import SilentReporter
+from bigmap.mapping.run_folder import RunFolder
+from bigmap.mapping.running import run_plan
 from tests.integration.local import find_workers, wait_until
 from tests.integration.test_bounded import do_nothing, make_plan
 

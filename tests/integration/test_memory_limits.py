@@ -5,7 +5,7 @@ import pytest
 import bigmap
 from bigmap.config import parse_recipe
 from bigmap.errors import PlanError
-from bigmap.loads import count_memory_gb
+from bigmap.mapping.loads import count_memory_gb
 from tests.integration.tiny_scenes import write_tiny_scenes
 
 

@@ -14,10 +14,10 @@ from distributed import Client
 
 import bigmap
 from bigmap.config import load_recipe, parse_recipe
-from bigmap.engine import optimise, prepare
+from bigmap.mapping.engine import optimise, prepare
+from bigmap.mapping.running import run_plan
 from bigmap.models import NetworkModel, build_model, list_models
 from bigmap.models.choosing import choose_model
-from bigmap.running import run_plan
 from tests.integration.local import start_cluster
 from tests.integration.real_scenes import raw_recipe
 from tests.integration.tiny_scenes import write_tiny_scenes

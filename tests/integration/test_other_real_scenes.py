@@ -9,12 +9,12 @@ import shapely
 from rasterio.warp import transform_bounds
 
 import bigmap
-from bigmap.catalog import find_items
 from bigmap.config import parse_recipe
 from bigmap.config.sources import FilesSource
-from bigmap.cube.reader import CubeReader, SceneReading
 from bigmap.grid import Lattice
-from bigmap.quality import MaskRule
+from bigmap.scenes.catalog import find_items
+from bigmap.scenes.cube.reader import CubeReader, SceneReading
+from bigmap.scenes.quality import MaskRule
 
 pytestmark = pytest.mark.real_data
 

@@ -6,7 +6,7 @@ import psutil
 
 import bigmap
 from bigmap.config import parse_recipe
-from bigmap.reporting import SilentReporter
+from bigmap.mapping.reporting import SilentReporter
 from tests.integration.tiny_scenes import write_tiny_scenes
 
 

@@ -9,10 +9,10 @@ import xarray as xr
 import bigmap
 from bigmap import cli
 from bigmap.cli.run import describe_weights
+from bigmap.learning.training.folder import TrainingFolder
 from bigmap.models import Training, build_model, save_weights
 from bigmap.models.card import checksum_file
 from bigmap.models.choosing import use_trained_weights
-from bigmap.training.folder import TrainingFolder
 from tests.integration.small_world import raw_recipe, write_recipe, write_scenes
 
 BANDS = ["blue", "green", "red", "nir"]

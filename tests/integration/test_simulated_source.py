@@ -8,9 +8,9 @@ import pytest
 import bigmap
 from bigmap.config import parse_recipe
 from bigmap.errors import ModelError, PlanError
-from bigmap.loads import estimate_plan
-from bigmap.running import run_plan
-from bigmap.staging.stages import stage_plan
+from bigmap.mapping.loads import estimate_plan
+from bigmap.mapping.running import run_plan
+from bigmap.mapping.staging.stages import stage_plan
 from tests.integration.small_world import raw_recipe
 
 BORDER = [-0.004, 41.620, 0.004, 41.622]

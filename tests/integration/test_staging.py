@@ -12,19 +12,19 @@ import rasterio
 
 import bigmap
 from bigmap import cli
-from bigmap.catalog import save_items
 from bigmap.config import parse_recipe
 from bigmap.config.strict_yaml import parse_yaml
 from bigmap.errors import CatalogError, OutputError, PlanError
 from bigmap.lease import Lease, read_lease
-from bigmap.places import Attempt
-from bigmap.planning import make_plan
-from bigmap.running import run_plan
-from bigmap.staging import folder as folder_of_stage
-from bigmap.staging import stages
-from bigmap.staging.fetching import read_manifest
-from bigmap.staging.folder import use_staged
-from bigmap.staging.stages import stage_plan, verify_stage
+from bigmap.mapping.places import Attempt
+from bigmap.mapping.planning import make_plan
+from bigmap.mapping.running import run_plan
+from bigmap.mapping.staging import folder as folder_of_stage
+from bigmap.mapping.staging import stages
+from bigmap.mapping.staging.fetching import read_manifest
+from bigmap.mapping.staging.folder import use_staged
+from bigmap.mapping.staging.stages import stage_plan, verify_stage
+from bigmap.scenes.catalog import save_items
 from tests.integration import real_scenes, small_world
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes

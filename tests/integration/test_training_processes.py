@@ -22,10 +22,10 @@ import yaml
 
 from bigmap.config import parse_recipe
 from bigmap.errors import LostRankError
-from bigmap.training import TrainingSummary, train_on_cluster, train_recipe
+from bigmap.learning.training import TrainingSummary, train_on_cluster, train_recipe
 from tests.integration.local import find_workers, wait_until
 from tests.services.processes import free_port
-from tests.unit.training.chip_cases import recipe_content, write_chips
+from tests.unit.learning.training.chip_cases import recipe_content, write_chips
 
 pytestmark = [pytest.mark.slow, pytest.mark.training]
 
@@ -48,7 +48,7 @@ def chips(tmp_path_factory: pytest.TempPathFactory) -> str:
 def server() -> Any:
     """Processes that start fast: they are forked from one that has imported all they need."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bigmap.training.starting", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(["bigmap.learning.training.starting", "torch.utils.tensorboard"])
     return context
 
 
@@ -166,7 +166,7 @@ def test_two_processes_train_as_one(alone: Path, pair: Path) -> None:
 def is_rank(process: psutil.Process) -> bool:
     """Tell whether a process trains; one that has ended does not."""
     try:
-        return "bigmap.training" in process.cmdline()
+        return "bigmap.learning.training" in process.cmdline()
     except psutil.Error:
         return False
 

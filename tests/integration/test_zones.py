@@ -12,10 +12,10 @@ import bigmap
 from bigmap import cli
 from bigmap.config import parse_recipe
 from bigmap.errors import CatalogError, OutputError, RecipeError
-from bigmap.loads import estimate_plan
-from bigmap.run_folder import RunFolder
-from bigmap.running import run_plan
-from bigmap.status import read_status
+from bigmap.mapping.loads import estimate_plan
+from bigmap.mapping.run_folder import RunFolder
+from bigmap.mapping.running import run_plan
+from bigmap.mapping.status import read_status
 from tests.integration.local import start_cluster
 from tests.integration.test_staging import digest
 from tests.integration.tiny_scenes import write_tiny_scenes

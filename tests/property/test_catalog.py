@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyproj import Transformer
 
-from bigmap.catalog.assets import NUMBERS, choose_assets
-from bigmap.catalog.audit import order_of
-from bigmap.catalog.parsing import ParsedItem
-from bigmap.catalog.projection import footprint_of, solar_day_of
-from bigmap.catalog.search import drop_duplicates
-from bigmap.items import BANDS, AssetRow, ItemRow
 from bigmap.redaction import clean_href
+from bigmap.scenes.catalog.assets import NUMBERS, choose_assets
+from bigmap.scenes.catalog.audit import order_of
+from bigmap.scenes.catalog.parsing import ParsedItem
+from bigmap.scenes.catalog.projection import footprint_of, solar_day_of
+from bigmap.scenes.catalog.search import drop_duplicates
+from bigmap.scenes.items import BANDS, AssetRow, ItemRow
 
 SIDE_M = 109_800.0
 BASELINES = ("02.09", "03.01", "04.00", "05.10", None)

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigmap.items import AssetRow, ItemRow, ItemTable
+from bigmap.scenes.items import AssetRow, ItemRow, ItemTable
 
 PARTS = st.text(
     st.characters(blacklist_characters="/\0", blacklist_categories=("Cs", "Cc")), max_size=8

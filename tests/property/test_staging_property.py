@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigmap.config.sources import Access
-from bigmap.cube.pixels import BANDS
-from bigmap.cube.reading import RasterReader, covers, staged_parts_of
-from bigmap.cube.resampling import FileGrid, TargetGrid, bound_sampling, plan_sampling
-from bigmap.cube.staging import Reach, copy_parts, join_tiles
 from bigmap.errors import ReadError
+from bigmap.scenes.cube.pixels import BANDS
+from bigmap.scenes.cube.reading import RasterReader, covers, staged_parts_of
+from bigmap.scenes.cube.resampling import FileGrid, TargetGrid, bound_sampling, plan_sampling
+from bigmap.scenes.cube.staging import Reach, copy_parts, join_tiles
 
 UTM = rasterio.CRS.from_epsg(32633).to_wkt()
 METHODS = st.sampled_from(["nearest", "bilinear", "cubic"])

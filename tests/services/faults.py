@@ -19,9 +19,9 @@ import yaml
 
 import bigmap
 from bigmap.config import parse_recipe
-from bigmap.ledger import Ledger
-from bigmap.run_folder import RunFolder
-from bigmap.running import run_plan
+from bigmap.mapping.ledger import Ledger
+from bigmap.mapping.run_folder import RunFolder
+from bigmap.mapping.running import run_plan
 from tests.integration.gated_model import Gate, install_gated_model
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes
@@ -33,7 +33,7 @@ MODULE = '''
 import time
 from pathlib import Path
 import torch
-from bigmap.models.small_conv import SmallConvModel
+from bigmap.models.networks.small_conv import SmallConvModel
 
 class HungryModel(SmallConvModel):
     """small-conv, which takes memory until it is killed while a file holds a number above 0."""

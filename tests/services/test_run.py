@@ -12,9 +12,9 @@ import xarray as xr
 
 import bigmap
 from bigmap.config import parse_recipe
-from bigmap.places import Attempt
-from bigmap.running import run_plan
-from bigmap.store.zarr_stores import open_store
+from bigmap.mapping.places import Attempt
+from bigmap.mapping.running import run_plan
+from bigmap.mapping.store.zarr_stores import open_store
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes
 from tests.services.stac_api import StacApi, collection_of

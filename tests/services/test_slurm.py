@@ -20,8 +20,8 @@ import yaml
 
 import bigmap
 from bigmap.config import parse_recipe
-from bigmap.running import run_plan
-from bigmap.status import read_status
+from bigmap.mapping.running import run_plan
+from bigmap.mapping.status import read_status
 from tests.integration.gated_model import Gate, install_gated_model
 from tests.integration.local import start_cluster
 from tests.integration.tiny_scenes import write_tiny_scenes

@@ -18,7 +18,7 @@ import yaml
 from rasterio.shutil import copy as convert
 
 import bigmap
-from bigmap.staging.stages import stage_plan, verify_stage
+from bigmap.mapping.staging.stages import stage_plan, verify_stage
 from tests.integration.tiny_scenes import write_tiny_scenes
 from tests.services.http_server import HttpServer
 from tests.services.processes import MissingProgramError, find_program

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bigmap.training import train_recipe
+from bigmap.learning.training import train_recipe
 from tests.services.slurm import Slurm
-from tests.unit.training.chip_cases import make_recipe, recipe_content, write_chips
+from tests.unit.learning.training.chip_cases import make_recipe, recipe_content, write_chips
 
 ROOT = Path(__file__).resolve().parents[2]
 # At thirty times this rate rounding alone grows to 1e-4 within three steps, as Adam divides by the

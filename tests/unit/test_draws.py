@@ -8,7 +8,7 @@ import shapely
 
 from bigmap.config.training import CellSplit
 from bigmap.draws import derive_seed, hash_ints, to_uniform
-from bigmap.samples.splits import make_splits
+from bigmap.learning.samples.splits import make_splits
 
 SEED = 5963735560859606764
 

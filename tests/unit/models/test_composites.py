@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bigmap.models.composites import CLEAREST_RADIUS_PX, COMPOSITE_HALO_PX, compose
+from bigmap.models.networks.composites import CLEAREST_RADIUS_PX, COMPOSITE_HALO_PX, compose
 
 SEED = 3
 

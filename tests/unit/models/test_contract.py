@@ -19,7 +19,7 @@ from bigmap.models import (
     save_weights,
 )
 from bigmap.models.layers import upsample_bicubic
-from bigmap.models.ndvi import average_ndvi, fill_holes
+from bigmap.models.networks.ndvi import average_ndvi, fill_holes
 
 
 def make_input(model, *, time=3, size=24, batch=2, seed=0):

@@ -4,14 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bigmap.models.dbpn import (
+from bigmap.models.layers import count_parameters
+from bigmap.models.networks.dbpn import (
     DDBPN,
     SIZES,
     DbpnModel,
     ShuffledConvTranspose2d,
     find_dbpn_radius,
 )
-from bigmap.models.layers import count_parameters
 from tests.unit.models.single_image_cases import (
     all_clear,
     compare_tiles,

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from bigmap.models import build_model
-from bigmap.models.dbpn_segnet import DbpnSegnetModel
 from bigmap.models.layers import count_parameters
 from bigmap.models.legends import S2GLC
+from bigmap.models.networks.dbpn_segnet import DbpnSegnetModel
 from tests.unit.models.single_image_cases import compare_tiles, compute, render_pair
 
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from bigmap.models import LEGENDS, build_model
-from bigmap.models.deeplab import SIZES, DeepLabModel, DeepLabV3Plus
 from bigmap.models.layers import count_parameters
+from bigmap.models.networks.deeplab import SIZES, DeepLabModel, DeepLabV3Plus
 from tests.unit.models.functional_cases import Weights, unsettle
 from tests.unit.models.segmentation_cases import (
     clear_inputs,

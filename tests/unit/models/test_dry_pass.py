@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from bigmap.engine import optimise
+from bigmap.mapping.engine import optimise
 from bigmap.models import MapModel, ModelSpec, build_model
 from bigmap.models.base import image_layer
 from bigmap.models.dry_pass import PassSize, count_pass_bytes

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from bigmap.models import LEGENDS, build_model
-from bigmap.models.dual import SIZES, VERSIONS, DualModel, DualNetwork
 from bigmap.models.layers import count_parameters
+from bigmap.models.networks.dual import SIZES, VERSIONS, DualModel, DualNetwork
 from tests.unit.models.functional_cases import Weights, unsettle
 from tests.unit.models.segmentation_cases import (
     compare_windows,

@@ -9,11 +9,11 @@ from torch import nn
 
 from bigmap.errors import ModelError
 from bigmap.models import build_model
-from bigmap.models.highresnet import HighResNet, HighresnetModel, find_reference
 from bigmap.models.importing import import_highresnet
 from bigmap.models.layers import count_parameters
+from bigmap.models.networks.highresnet import HighResNet, HighresnetModel, find_reference
+from bigmap.models.networks.steady import SteadyConvTranspose2d
 from bigmap.models.published import Images, describe_images, import_weights
-from bigmap.models.steady import SteadyConvTranspose2d
 from tests.unit.models.image_cases import (
     differing_windows,
     make_dates,

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from bigmap.models import LEGENDS, build_model
-from bigmap.models.hrnet import SIZES, HRNet, HrnetModel, HRNetSize
 from bigmap.models.layers import count_parameters
+from bigmap.models.networks.hrnet import SIZES, HRNet, HrnetModel, HRNetSize
 from tests.unit.models.functional_cases import Weights, unsettle
 from tests.unit.models.segmentation_cases import (
     compare_windows,

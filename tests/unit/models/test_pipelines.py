@@ -6,13 +6,13 @@ import torch.nn.functional as F
 
 from bigmap.errors import ModelError
 from bigmap.models import read_tensors, save_weights
-from bigmap.models.composites import compose
-from bigmap.models.highresnet import HighresnetModel
-from bigmap.models.hrnet import HRNet
 from bigmap.models.layers import count_parameters, upsample_bicubic
-from bigmap.models.pipelines import VIEWS, SrHrnetModel, pick_clearest_views
+from bigmap.models.networks.composites import compose
+from bigmap.models.networks.highresnet import HighresnetModel
+from bigmap.models.networks.hrnet import HRNet
+from bigmap.models.networks.pipelines import VIEWS, SrHrnetModel, pick_clearest_views
+from bigmap.models.networks.srresnet import SrresnetModel
 from bigmap.models.published import Images, import_weights
-from bigmap.models.srresnet import SrresnetModel
 from tests.unit.models.single_image_cases import all_clear, compute, render_pair
 
 

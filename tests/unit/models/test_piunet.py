@@ -10,7 +10,7 @@ from torch import nn
 from bigmap.errors import ModelError
 from bigmap.models.importing import import_piunet
 from bigmap.models.layers import count_parameters, fold_norms
-from bigmap.models.piunet import PackedDates, PIUnet, PiunetModel
+from bigmap.models.networks.piunet import PackedDates, PIUnet, PiunetModel
 from bigmap.models.published import Images, describe_images, import_weights
 from tests.unit.models.simulated_window import make_window
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bigmap.models.layers import count_parameters, fold_norms
-from bigmap.models.resnet import STAGES, ResNet
+from bigmap.models.networks.resnet import STAGES, ResNet
 from tests.unit.models.functional_cases import Weights, unsettle
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from bigmap.models.layers import count_parameters, upsample_bicubic
 from bigmap.models.legends import CROPLAND, S2GLC
-from bigmap.models.segnet import (
+from bigmap.models.networks.segnet import (
     SIZES,
     SegNet,
     SegnetModel,

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bigmap.models.colour_matching import ColourMatching
 from bigmap.models.layers import count_parameters
-from bigmap.models.shiftnet import ShiftNet, shift_lanczos
+from bigmap.models.networks.colour_matching import ColourMatching
+from bigmap.models.networks.shiftnet import ShiftNet, shift_lanczos
 
 
 def wave(down=0.0, right=0.0, *, side=64, periods=(3, 5, 8)):

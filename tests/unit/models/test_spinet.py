@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from bigmap.models import build_model
 from bigmap.models.base import ClassEntry
 from bigmap.models.layers import count_parameters
-from bigmap.models.piunet import PackedDates
-from bigmap.models.spinet import SPInet, SpinetModel
+from bigmap.models.networks.piunet import PackedDates
+from bigmap.models.networks.spinet import SPInet, SpinetModel
 from tests.unit.models.simulated_window import make_window
 from tests.unit.models.test_piunet import all_valid, disturb, hold_constant, normalise
 

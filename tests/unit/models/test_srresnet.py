@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from bigmap.errors import ModelError
 from bigmap.models import build_model
-from bigmap.models.composites import compose
 from bigmap.models.layers import count_parameters, fold_norms
-from bigmap.models.srresnet import SRResNet, SrresnetModel
+from bigmap.models.networks.composites import compose
+from bigmap.models.networks.srresnet import SRResNet, SrresnetModel
 from tests.unit.models.image_cases import (
     differing_windows,
     make_dates,

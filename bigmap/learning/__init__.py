@@ -1,0 +1,1 @@
+"""From labels to weights and scores: labels, chips, training and evaluation."""

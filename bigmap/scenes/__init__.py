@@ -1,0 +1,1 @@
+"""Scenes of Sentinel-2: items of catalogues, and reading their pixels as reflectance."""

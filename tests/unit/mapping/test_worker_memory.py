@@ -1,0 +1,57 @@
+"""Peak memory of a worker, worked out by hand."""
+
+import pytest
+
+from bigmap.mapping.worker_memory import (
+    HEAP_SHARE,
+    IDLE_BYTES,
+    KEPT_BYTES,
+    PASS_SHARE,
+    CanvasLoad,
+    CellLoad,
+    count_peak_bytes,
+)
+from bigmap.models import ModelSpec
+from bigmap.models.base import CLASS, CONFIDENCE, OBSERVATIONS, ClassEntry, image_layer
+
+CELL = CellLoad(pixels=1_000_000, bands=3, dates=40, items=40, masks=50)
+LEGEND = (ClassEntry(0, "a", "#000000"), ClassEntry(1, "b", "#ffffff"))
+CLASSES = ModelSpec(
+    name="x", title="", bands=("red",), upscale=1, halo_px=0, kind="windowed", legend=LEGEND
+)
+IMAGE = ModelSpec(
+    name="x", title="", bands=("red",), upscale=1, halo_px=0, kind="exact",
+    extra_layers=(image_layer(("red", "green")),),
+)  # fmt: skip
+
+
+def test_a_cell_is_held_once_and_read_with_a_copy():
+    assert CELL.held_bytes == 1e6 * 40 * (2 * 3 + 1)
+    # The stack of files and the dates made of it, beside two masks of all items.
+    assert CELL.reading_bytes == 1e6 * (2 * 40 * 3 * 2 + 2 * 50)
+
+
+def test_many_masks_take_more_than_the_bands_of_one_date():
+    many = CellLoad(pixels=1000, bands=1, dates=1, items=1, masks=100)
+    assert many.reading_bytes == 1000 * 100 * 5
+
+
+def test_blending_sums_scores_and_trimming_stores_layers():
+    layers = (CLASS, CONFIDENCE, OBSERVATIONS)
+    blending = CanvasLoad(100, CLASSES, layers, blends=True)
+    assert blending.growing_bytes == 100 * 4 * (2 + 1)
+    assert blending.finishing_bytes == 100 * (12 + 4 * 2 + 4 * 3 + 3 + 8)
+    trimming = CanvasLoad(100, IMAGE, (OBSERVATIONS, *IMAGE.extra_layers), blends=False)
+    # uint16 is held as int32.
+    assert trimming.growing_bytes == 100 * (1 + 2 * 4)
+    assert trimming.finishing_bytes == 100 * (9 + (1 + 4) + 8 + 1)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_one_block_predicts_while_the_others_read(blocks):
+    canvas = CanvasLoad(1_000_000, CLASSES, (CLASS,), blends=True)
+    waiting = canvas.growing_bytes + CELL.reading_bytes
+    found = count_peak_bytes(CELL, canvas, pass_bytes=5e9, shared_bytes=1e8, blocks=blocks)
+    arrays = 1e8 + canvas.growing_bytes + CELL.held_bytes + (blocks - 1) * waiting
+    heap = HEAP_SHARE * arrays + PASS_SHARE * 5e9
+    assert found == pytest.approx(IDLE_BYTES + KEPT_BYTES + heap)
