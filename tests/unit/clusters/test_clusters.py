@@ -13,13 +13,10 @@ import yaml
 from bigmap.cli import main
 from bigmap.clusters import open_cluster
 from bigmap.clusters.local import cuda_options, start_cuda
-from bigmap.clusters.sizes import size_cluster
 from bigmap.clusters.slurm import cluster_options, list_directives, list_prologue
 from bigmap.config import Recipe, load_recipe, parse_recipe
 from bigmap.config.loading import list_clusters, load_cluster, write_schema
 from bigmap.errors import ClusterError, RecipeError
-from bigmap.mapping.planning import choose_windowing
-from bigmap.models.choosing import choose_model
 from tests.integration.small_world import raw_recipe, write_recipe
 
 ROOT = Path(__file__).parents[3]
@@ -127,29 +124,6 @@ def test_a_gpu_job_has_one_worker_for_each_gpu(tmp_path):
     assert options["worker_command"] == "dask_cuda.cli"
     assert (options["processes"], options["cores"], options["job_cpu"]) == (4, 12, 24)
     assert options["memory"] == "40000000000B"
-
-
-@pytest.mark.parametrize(
-    ("cluster", "asked", "device"),
-    [
-        (SLURM | {"gpus_per_job": 1}, "auto", "cuda"),
-        (SLURM | {"gpus_per_job": 1}, "cpu", "cpu"),
-        (SLURM, "auto", "cpu"),
-        ({"kind": "local-cuda"}, "auto", "cuda"),
-        ({"kind": "existing", "address": "tcp://127.0.0.1:1", "gpu": True}, "auto", "cuda"),
-    ],
-)
-def test_the_device_is_that_of_the_workers_and_not_of_the_driver(cluster, asked, device):
-    recipe = parse_recipe(raw_recipe(cluster=cluster, inference={"device": asked}))
-    spec = choose_model(recipe.model).build().spec
-    assert choose_windowing(recipe.inference, spec, size_cluster(recipe.cluster)).device == device
-
-
-def test_a_gpu_on_a_cluster_without_any_is_refused():
-    recipe = parse_recipe(raw_recipe(cluster=SLURM, inference={"device": "cuda"}))
-    sizes = size_cluster(recipe.cluster)
-    with pytest.raises(RecipeError, match=r"inference\.device: cuda is asked for"):
-        choose_windowing(recipe.inference, choose_model(recipe.model).build().spec, sizes)
 
 
 def test_cuda_options_keep_to_loopback():
