@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import geopandas as gpd
 import pytest
 import shapely
 
@@ -21,6 +20,7 @@ from bigmap.mapping.windows import Windowing
 from bigmap.models.choosing import choose_model
 from tests.integration.small_world import TRANSFORM, raw_recipe, write_scenes
 from tests.integration.tiny_scenes import write_tiny_scenes
+from tests.unit.mapping.small_runs import edit_items, move_scene, write_area
 
 SLURM = {"kind": "slurm", "interface": "lo"}
 EXISTING = {"kind": "existing", "address": "tcp://127.0.0.1:1"}
@@ -32,13 +32,6 @@ def world(tmp_path, monkeypatch):
     write_scenes(tmp_path / "scenes")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def write_area(folder, shape):
-    """Write a shape, in metres right of and below the scenes' upper left corner."""
-    placed = shapely.transform(shape, lambda xy: xy * [1, -1] + [TRANSFORM.c, TRANSFORM.f])
-    gpd.GeoSeries([placed], crs="EPSG:32631").to_file(folder / "area.gpkg")
-    return {"file": "area.gpkg"}
 
 
 def plan(**changes):
@@ -100,29 +93,9 @@ def test_blocks_are_those_that_the_area_meets_in_row_major_order(world):
 def test_a_plan_takes_the_items_within_its_context_alone(world):
     """Scenes are moved west to end before the area: within three cells of 640 m, or beyond."""
     gap_m = {"0401": 3 * 640 - 200, "0501": 3 * 640 + 200, "0601": -2560}
-    edit_items(world, lambda item, day: move(item, -2560 - gap_m[day]))
+    edit_items(world, lambda item, day: move_scene(item, -2560 - gap_m[day]))
     part = plan(area=write_area(world, shapely.box(0, 800, 640, 1600))).only
     assert {row.id[14:18] for row in part.catalogue.rows} == {"0401", "0601"}
-
-
-def edit_items(folder, edit):
-    """Change the items of the scenes one by one, given their month and day."""
-    file = folder / "scenes" / "items.json"
-    content = json.loads(file.read_text())
-    for item in content["features"]:
-        edit(item, item["id"][14:18])
-    file.write_text(json.dumps(content))
-
-
-def move(item, shift_m):
-    """Move a scene to the east, with its footprint."""
-    for asset in item["assets"].values():
-        asset["proj:transform"][2] += shift_m
-    [ring] = item["geometry"]["coordinates"]
-    frame = gpd.GeoSeries([shapely.Polygon(ring)], crs="EPSG:4326").to_crs("EPSG:32631")
-    moved = frame.translate(shift_m).to_crs("EPSG:4326").iloc[0]
-    item["geometry"] = shapely.geometry.mapping(moved)
-    item["bbox"] = list(moved.bounds)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +174,7 @@ def test_more_blocks_than_can_be_listed_are_refused(world):
 
 
 def test_items_beside_the_area_alone_are_refused(world):
-    edit_items(world, lambda item, day: move(item, -2560 - 1720))
+    edit_items(world, lambda item, day: move_scene(item, -2560 - 1720))
     area = write_area(world, shapely.box(0, 800, 640, 1600))
     with pytest.raises(CatalogError, match=r"^area: none of the 3 items found meets the area"):
         plan(area=area)
