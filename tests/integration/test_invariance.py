@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import geopandas as gpd
@@ -30,15 +31,12 @@ from bigmap.mapping.reporting import SilentReporter
 from bigmap.mapping.run_folder import RunFolder
 from bigmap.mapping.running import run_plan
 from bigmap.mapping.status import read_status
+from bigmap.simulate import locate_items
 from tests.integration.gated_model import Gate, install_gated_model
 from tests.integration.local import start_cluster
 from tests.integration.real_scenes import raw_recipe
+from tests.integration.small_world import raw_recipe as small_recipe
 
-pytestmark = pytest.mark.real_data
-
-AREA = [15.45, 45.84, 15.85, 46.08]
-"""Across the border of the two tiles."""
-PART = [15.55, 45.9, 15.7, 46.0]
 CASES = {
     f"{model} {overlap}": {
         "model": {"name": model, "options": {"upscale": 2}},
@@ -47,16 +45,71 @@ CASES = {
     for model in ("ndvi", "small-conv")
     for overlap in ("trim", "blend")
 }
+SIMULATED_CASES = {
+    "small-conv trim": {
+        "model": {"name": "small-conv", "options": {"upscale": 4}},
+        "inference": {"overlap": "trim"},
+    },
+    "spinet blend": {
+        "model": {
+            "name": "spinet", "options": {"size": "small"},
+            "weights": "bigmap://spinet-small.safetensors",
+        },
+        "inference": {"overlap": "blend"},
+    },
+}  # fmt: skip
 
 
-def make_raw(data, output, case, **changes):
-    changes = {
-        "area": {"bbox": AREA}, "grid__cell_px": 128, "grid__block_px": 512, "grid__shard_px": 256,
-        "dates": {"max_per_cell": 4, "min_clear_percent": 10}, **changes,
-    }  # fmt: skip
-    raw = raw_recipe(data, output, **changes)
-    for part, settings in CASES[case].items():
-        raw.setdefault(part, {}).update(settings)
+@dataclass(frozen=True)
+class RealWorld:
+    """The real scenes, and an area across the border of their two tiles."""
+
+    data: Path
+    area = (15.45, 45.84, 15.85, 46.08)
+    part = (15.55, 45.9, 15.7, 46.0)
+    least_px = 30_000
+    others = (
+        (2, {"grid__block_px": 128, "inference__batch_windows": 3}),
+        (4, {"grid__block_px": 256, "inference__batch_windows": 1, "reading__loader": "odc-stac"}),
+    )
+    """Other ways to the same map: workers, and settings."""
+
+    def make_raw(self, output, case, **changes):
+        """Return the recipe of a case."""
+        changes = {
+            "area": {"bbox": self.area}, "grid__cell_px": 128, "grid__block_px": 512,
+            "grid__shard_px": 256, "dates": {"max_per_cell": 4, "min_clear_percent": 10}, **changes,
+        }  # fmt: skip
+        return fill(raw_recipe(self.data, output, **changes), CASES[case])
+
+
+@dataclass(frozen=True)
+class SimulatedWorld:
+    """Three dates of simulated scenes, one of them cloudy, and an area across two of them."""
+
+    source: dict
+    area = (2.422, 41.806, 2.43, 41.811)
+    part = (2.4235, 41.8065, 2.429, 41.81)
+    least_px = 25_000
+    others = (
+        (2, {"grid__block_px": 64, "inference__batch_windows": 3, "reading__loader": "odc-stac"}),
+    )
+
+    def make_raw(self, output, case, **changes):
+        """Return the recipe of a case."""
+        changes = {
+            "source": self.source | {"start": "2024-03-25", "end": "2024-04-07"},
+            "area": {"bbox": self.area}, "grid__crs": "EPSG:3035", "grid__block_px": 256,
+            "grid__shard_px": 256, "grid__chunk_px": 128,
+            "dates": {"max_per_cell": 2, "min_clear_percent": 10}, **changes,
+        }  # fmt: skip
+        return fill(small_recipe(output__path=str(output), **changes), SIMULATED_CASES[case])
+
+
+def fill(raw, case):
+    """Put the settings of a case into a recipe."""
+    for part, settings in case.items():
+        raw[part] = raw.get(part, {}) | settings
     return raw
 
 
@@ -96,32 +149,71 @@ def run(raw, client, *, shuffle=None):
     return digest(raw["output"]["path"])
 
 
-@pytest.mark.parametrize("case", list(CASES))
-def test_blocks_workers_order_and_batches_change_no_byte(shared_data, tmp_path, clients, case):
-    base = run(make_raw(shared_data, tmp_path / "a.zarr", case), clients(1))
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """The simulated world, rendered for the case that sees farthest around the area."""
+    folder = tmp_path_factory.mktemp("simulated")
+    world = SimulatedWorld({"kind": "simulated", "scene_px": 366, "cache": str(folder / "cache")})
+    recipe = parse_recipe(world.make_raw(folder / "map.zarr", "spinet blend"))
+    bigmap.prepare_source(recipe)
+    stock = bigmap.plan(recipe).scenes
+    items = locate_items(*stock.requests, stock.cache)
+    return SimulatedWorld({"kind": "files", "files": [str(items)]})
+
+
+@pytest.fixture
+def real(shared_data):
+    return RealWorld(shared_data)
+
+
+@pytest.fixture
+def world(request):
+    return request.getfixturevalue(request.param)
+
+
+in_both_worlds = pytest.mark.parametrize(
+    ("world", "case"),
+    [
+        *(pytest.param("real", case, marks=pytest.mark.real_data) for case in CASES),
+        *(("simulated", case) for case in SIMULATED_CASES),
+    ],
+    indirect=["world"],
+)
+
+
+@pytest.fixture(scope="module")
+def map_whole(tmp_path_factory, clients):
+    """Return what maps the area of a case by one worker, once, and returns its place and bytes."""
+    made: dict[tuple[type, str], tuple[Path, dict[str, str]]] = {}
+
+    def get(world, case):
+        key = type(world), case
+        if key not in made:
+            output = tmp_path_factory.mktemp("whole") / "whole.zarr"
+            made[key] = output, run(world.make_raw(output, case), clients(1))
+        return made[key]
+
+    return get
+
+
+@in_both_worlds
+def test_blocks_workers_order_and_batches_change_no_byte(world, case, tmp_path, clients, map_whole):
+    _, base = map_whole(world, case)
     assert len(base) > 10
-    other = make_raw(
-        shared_data, tmp_path / "b.zarr", case, grid__block_px=128, inference__batch_windows=3
-    )
-    assert run(other, clients(2), shuffle=1) == base
-    third = make_raw(
-        shared_data, tmp_path / "c.zarr", case, grid__block_px=256, inference__batch_windows=1,
-        reading__loader="odc-stac",
-    )  # fmt: skip
-    assert run(third, clients(4), shuffle=2) == base
+    for number, (workers, changes) in enumerate(world.others, 1):
+        raw = world.make_raw(tmp_path / f"{number}.zarr", case, **changes)
+        assert run(raw, clients(workers), shuffle=number) == base
 
 
-@pytest.mark.parametrize("case", list(CASES))
-def test_a_part_of_the_area_has_the_bytes_of_the_whole(shared_data, tmp_path, clients, case):
-    run(make_raw(shared_data, tmp_path / "whole.zarr", case), clients(1))
-    part = make_raw(shared_data, tmp_path / "part.zarr", case, area={"bbox": PART})
+@in_both_worlds
+def test_a_part_of_the_area_has_the_bytes_of_the_whole(world, case, tmp_path, clients, map_whole):
+    output, _ = map_whole(world, case)
+    part = world.make_raw(tmp_path / "part.zarr", case, area={"bbox": world.part})
     run(part, clients(1))
-    whole, cut = (
-        bigmap.open_map(str(tmp_path / f"{name}.zarr")).load() for name in ("whole", "part")
-    )
+    whole, cut = (bigmap.open_map(str(each)).load() for each in (output, tmp_path / "part.zarr"))
     same_place = whole.sel(x=cut.x, y=cut.y)
     inside = cut["observations"].values != 255
-    assert inside.sum() > 30_000
+    assert inside.sum() > world.least_px
     for layer in cut.data_vars:
         ours, theirs = cut[layer].values, same_place[layer].values
         assert np.array_equal(ours[..., inside], theirs[..., inside]), layer
@@ -129,12 +221,13 @@ def test_a_part_of_the_area_has_the_bytes_of_the_whole(shared_data, tmp_path, cl
     assert (same_place["observations"].values != 255).sum() > inside.sum()
 
 
+@pytest.mark.real_data
 def test_blending_differs_from_trimming_by_rounding_only_for_an_exact_model(
-    shared_data, tmp_path, clients
+    real, tmp_path, clients
 ):
     """Exact models have all their context in either way, so neighbours agree where they blend."""
-    run(make_raw(shared_data, tmp_path / "t.zarr", "small-conv trim"), clients(1))
-    run(make_raw(shared_data, tmp_path / "b.zarr", "small-conv blend"), clients(1))
+    run(real.make_raw(tmp_path / "t.zarr", "small-conv trim"), clients(1))
+    run(real.make_raw(tmp_path / "b.zarr", "small-conv blend"), clients(1))
     trimmed, blended = (bigmap.open_map(str(tmp_path / n)).load() for n in ("t.zarr", "b.zarr"))
     # Cells choose their own dates, so blending changes values near the borders of cells only.
     rows, cols = (np.arange(trimmed.sizes[name]) % 256 for name in ("y", "x"))
@@ -158,11 +251,12 @@ class KillsAWorker(SilentReporter):
             os.kill(random.Random(3).choice(self.pids), signal.SIGKILL)
 
 
+@pytest.mark.real_data
 @pytest.mark.slow
-def test_a_killed_worker_costs_time_only(shared_data, tmp_path, clients):
+def test_a_killed_worker_costs_time_only(real, tmp_path, clients):
     case = "small-conv blend"
-    base = run(make_raw(shared_data, tmp_path / "a.zarr", case), clients(2))
-    raw = make_raw(shared_data, tmp_path / "b.zarr", case, grid__block_px=128)
+    base = run(real.make_raw(tmp_path / "a.zarr", case), clients(2))
+    raw = real.make_raw(tmp_path / "b.zarr", case, grid__block_px=128)
     plan = bigmap.plan(parse_recipe(raw))
     with start_cluster(2) as (_, client):
         reporter = KillsAWorker(client)
@@ -175,13 +269,13 @@ def test_a_killed_worker_costs_time_only(shared_data, tmp_path, clients):
 
 
 @pytest.fixture
-def gated(shared_data, tmp_path, monkeypatch) -> tuple[dict, list[str], Gate]:
+def gated(real, tmp_path, monkeypatch) -> tuple[dict, list[str], Gate]:
     """A recipe whose blocks wait at a gate, the command that runs it, and the gate."""
     gate = Gate(tmp_path / "gate")
     packages = install_gated_model(tmp_path / "packages")
     monkeypatch.setenv("PYTHONPATH", str(packages), prepend=os.pathsep)
-    raw = make_raw(
-        shared_data, tmp_path / "b.zarr", "small-conv blend", grid__block_px=128
+    raw = real.make_raw(
+        tmp_path / "b.zarr", "small-conv blend", grid__block_px=128
     ) | {"model": gate.model}  # fmt: skip
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(raw))
@@ -200,9 +294,10 @@ def wait_for_a_record(driver: subprocess.Popen, output: str, gate: Gate) -> None
         time.sleep(0.05)
 
 
+@pytest.mark.real_data
 @pytest.mark.slow
-def test_a_killed_driver_is_resumed_to_the_same_bytes(shared_data, tmp_path, clients, gated):
-    base = run(make_raw(shared_data, tmp_path / "a.zarr", "small-conv blend"), clients(2))
+def test_a_killed_driver_is_resumed_to_the_same_bytes(real, tmp_path, clients, gated):
+    base = run(real.make_raw(tmp_path / "a.zarr", "small-conv blend"), clients(2))
     raw, command, gate = gated
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     wait_for_a_record(driver, raw["output"]["path"], gate)
@@ -224,8 +319,9 @@ def test_a_killed_driver_is_resumed_to_the_same_bytes(shared_data, tmp_path, cli
     assert digest(raw["output"]["path"]) == base
 
 
-def test_a_lost_shard_is_made_again(shared_data, tmp_path, clients):
-    raw = make_raw(shared_data, tmp_path / "a.zarr", "ndvi trim")
+@pytest.mark.real_data
+def test_a_lost_shard_is_made_again(real, tmp_path, clients):
+    raw = real.make_raw(tmp_path / "a.zarr", "ndvi trim")
     base = run(raw, clients(2))
     (tmp_path / "a.zarr" / next(key for key in base if key.startswith("class"))).unlink()
     plan = bigmap.plan(parse_recipe(raw))
@@ -247,10 +343,11 @@ class Stops(SilentReporter):
             time.sleep(1)
 
 
+@pytest.mark.real_data
 @pytest.mark.slow
-def test_overviews_that_were_stopped_are_made_on_resume(shared_data, tmp_path, clients):
-    base = run(make_raw(shared_data, tmp_path / "a.zarr", "ndvi trim"), clients(2))
-    plan = bigmap.plan(parse_recipe(make_raw(shared_data, tmp_path / "b.zarr", "ndvi trim")))
+def test_overviews_that_were_stopped_are_made_on_resume(real, tmp_path, clients):
+    base = run(real.make_raw(tmp_path / "a.zarr", "ndvi trim"), clients(2))
+    plan = bigmap.plan(parse_recipe(real.make_raw(tmp_path / "b.zarr", "ndvi trim")))
     summary = run_plan(plan, clients(2), reporter=Stops())
     assert (summary.exit_code, summary.has_overviews) == (75, False)
     assert not read_status(str(tmp_path / "b.zarr")).has_overviews
@@ -259,16 +356,18 @@ def test_overviews_that_were_stopped_are_made_on_resume(shared_data, tmp_path, c
     assert digest(tmp_path / "b.zarr") == base
 
 
-def test_a_run_whose_area_changed_under_its_name_is_not_resumed(shared_data, tmp_path, clients):
+@pytest.mark.real_data
+def test_a_run_whose_area_changed_under_its_name_is_not_resumed(real, tmp_path, clients):
     outline = tmp_path / "outline.geojson"
-    gpd.GeoDataFrame(geometry=[shapely.box(*PART)], crs=4326).to_file(outline)
-    raw = make_raw(shared_data, tmp_path / "a.zarr", "ndvi trim", area={"file": str(outline)})
+    gpd.GeoDataFrame(geometry=[shapely.box(*real.part)], crs=4326).to_file(outline)
+    raw = real.make_raw(tmp_path / "a.zarr", "ndvi trim", area={"file": str(outline)})
     run(raw, clients(2))
-    gpd.GeoDataFrame(geometry=[shapely.box(*AREA)], crs=4326).to_file(outline)
+    gpd.GeoDataFrame(geometry=[shapely.box(*real.area)], crs=4326).to_file(outline)
     with pytest.raises(OutputError, match=r"area\.file: its content"):
         run_plan(bigmap.plan(parse_recipe(raw)), clients(2), Attempt(resume=True))
 
 
+@pytest.mark.real_data
 @pytest.mark.slow
 def test_a_stopped_driver_exits_with_75_and_can_be_resumed(gated):
     raw, command, gate = gated
