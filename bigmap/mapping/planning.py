@@ -81,13 +81,14 @@ def make_plan(
     if needs_weights:
         refuse_random(model.spec, advise_weights(recipe))
     check_inputs(recipe, purpose)
-    parts = []
+    parts, nothing = [], RecipeError("area: lies in no UTM zone that it may be mapped in")
     for zone in _list_zones(recipe):
         try:
             part = _make_part(recipe, purpose, model, zone, resume=resume, staged=staged)
-        except EmptyAreaError:
+        except EmptyAreaError as error:
             if zone is None:
                 raise
+            nothing = error
             continue  # only the search for zones, which is generous, thought it touched
         except CatalogError as error:
             if zone is None:
@@ -95,7 +96,7 @@ def make_plan(
             raise CatalogError(f"{zone.group}: {error}") from error
         parts.append(part)
     if not parts:
-        raise RecipeError("area: lies in no UTM zone that it may be mapped in")
+        raise nothing
     plan = Plan(recipe, purpose, tuple(parts))
     if plan.scenes is not None:
         plan.scenes.check_size(CACHE_LIMIT)

@@ -11,7 +11,7 @@ import bigmap
 from bigmap.area import list_utm_zones
 from bigmap.clusters.sizes import size_cluster
 from bigmap.config import parse_recipe
-from bigmap.errors import CatalogError, OutputError, PlanError, RecipeError
+from bigmap.errors import CatalogError, EmptyAreaError, OutputError, PlanError, RecipeError
 from bigmap.grid import Lattice
 from bigmap.lease import Lease
 from bigmap.mapping.planning import choose_windowing, make_lattice, make_plan
@@ -195,6 +195,14 @@ def test_a_zone_without_a_pixel_of_the_area_is_left_out(tmp_path, area):
     found = plan(area=area, grid__crs="utm", grid__gsd_m=300, source__files=[str(items)],
                  source__start="2024-05-01")  # fmt: skip
     assert [part.name for part in found.parts] == ["utm31n"]
+
+
+@pytest.mark.parametrize("crs", ["utm", "EPSG:32631"])
+def test_an_area_without_a_pixel_in_any_zone_is_told_so(tmp_path, crs):
+    items = write_tiny_scenes(tmp_path / "scenes", left=700_000)
+    with pytest.raises(EmptyAreaError, match=r"^area: holds no pixel of the grid, .*larger area"):
+        plan(area={"bbox": [6.0, 41.6, 6.0001, 41.6001]}, grid__crs=crs, grid__gsd_m=300,
+             source__files=[str(items)])  # fmt: skip
 
 
 def test_parts_of_a_plan_have_grids_blocks_and_stores_of_their_own(tmp_path):
