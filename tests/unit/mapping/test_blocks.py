@@ -1,4 +1,7 @@
-"""Which dates a block takes, how much of the area it maps, and why the rest has no value."""
+"""Which dates a block takes, how much of the area it maps, why the rest is empty; its record."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
@@ -8,6 +11,8 @@ import shapely
 
 import bigmap
 from bigmap.config import parse_recipe
+from bigmap.errors import LeaseError, ReadError
+from bigmap.lease import Lease
 from bigmap.mapping.blocks import run_block
 from bigmap.mapping.ledger import NO_SCENE, TOO_CLOUDY, UNREAD
 from bigmap.mapping.store.template import complete_map
@@ -119,3 +124,65 @@ def test_a_date_that_cannot_be_read_is_the_reason_of_its_holes(world):
     assert record.state == "degraded"
     assert record.mapped_km2 == pytest.approx(256 * 128 * PIXEL_KM2)
     assert record.without_data_km2 == {UNREAD: pytest.approx(256 * 128 * PIXEL_KM2)}
+
+
+@pytest.fixture
+def first(world):
+    """Six blocks of 64 px; returns what does the first of them with a job that may be changed."""
+    plan = bigmap.plan(parse_recipe(raw_recipe(dates__max_per_cell=2, source__access__retries=0)))
+    part, block = plan.only, plan.only.blocks[0]
+    complete_map("map.zarr", part.template())
+
+    def do(*, lease_owner=None, on_error="fail"):
+        job = part.job("map.run", lease_owner)
+        job = replace(job, reading=replace(job.reading, on_error=on_error))
+        return run_block(job, block, part.rows_of(block))
+
+    return do
+
+
+def test_a_record_tells_what_was_read_and_what_was_written(first, world):
+    record = first()
+    assert (record.block, record.state, record.device) == ("r-7218c469", "done", "cpu")
+    # Equally clear, so the earliest two of three.
+    assert record.dates == ("2024-04-01", "2024-05-01")
+    files = {str(file.relative_to("map.zarr")): file.stat().st_size
+             for file in Path("map.zarr").rglob("c/*/*")}  # fmt: skip
+    assert dict(record.shards) == files
+    assert {key.partition("/")[0] for key in files} == {
+        "class", "confidence", "observations", "ndvi",
+    }  # fmt: skip
+    assert {"mask", "read", "predict", "write"} <= set(record.seconds)
+    assert record.versions
+    assert (record.attempts, record.dropped, record.error) == (1, (), None)
+
+
+def test_a_file_that_cannot_be_read_fails_its_block_and_no_shard_is_written(first, world):
+    (lost,) = world.glob("scenes/*20240501*/red.tif")
+    lost.unlink()
+    with pytest.raises(ReadError, match=r"20240501.*red\.tif"):
+        first()
+    assert not list(Path("map.zarr").rglob("c/*/*"))
+    assert first(on_error="drop-date").dates == ("2024-04-01", "2024-06-01")
+
+
+@pytest.mark.parametrize("band", ["scl", "red"])
+def test_a_block_none_of_whose_dates_can_be_read_fails_though_dates_may_be_dropped(
+    first, world, band
+):
+    for lost in world.glob(f"scenes/*/{band}.tif"):
+        lost.unlink()
+    with pytest.raises(ReadError, match=rf"^no date could be read; .*{band}\.tif"):
+        first(on_error="drop-date")
+
+
+def test_a_worker_whose_driver_was_taken_over_writes_nothing(first):
+    lease = Lease("map.run")
+    lease.acquire()
+    try:
+        with pytest.raises(LeaseError, match="belongs to another driver"):
+            first(lease_owner="another")
+        assert not list(Path("map.zarr").rglob("c/*/*"))
+        assert first(lease_owner=lease.state.owner).state == "done"
+    finally:
+        lease.release()
