@@ -32,8 +32,8 @@ from tests.unit.learning.samples.chip_world import (
     make_template,
 )
 
-BLOCKS = [(slice(row, row + 32), slice(col, col + 32)) for row in (-32, 0) for col in (-32, 0)]
-"""Four tiles around the origin, of 16 chips each, whose names do not sort as their places."""
+BLOCKS = [(slice(row, row + 32), slice(col, col + 32)) for row in (-64, -32) for col in (-32, 0)]
+"""Four tiles of 16 chips each, whose names do not sort as their places."""
 NOTHING = shapely.Polygon()
 
 
@@ -162,7 +162,7 @@ def test_unlabelled_pixels_of_chips_are_counted(tmp_path):
 
 
 def test_refusals_of_all_blocks_are_added_up(tmp_path):
-    clouds = {day: lambda rows, cols: rows >= 16 for day in DAYS}
+    clouds = {day: lambda rows, cols: rows >= -16 for day in DAYS}
     cut = Cut(tmp_path, labels=Labels(first_col=0), scenes=Scenes(clouds=clouds))
     counts, chips = cut.join()
     # The western half has no labels; the lower half of the lower tiles is cloudy.
