@@ -338,7 +338,8 @@ class ChipSet:
             values = {name: np.asarray(array[index]) for name, array in self._arrays.items()}
         except (OSError, *DAMAGE) as error:
             self.check_unchanged()
-            raise SamplesError(f"{self.path}: chip {index} cannot be read ({error})") from error
+            reason = str(error) or type(error).__name__
+            raise SamplesError(f"{self.path}: chip {index} cannot be read ({reason})") from error
         # Chips that are gone read as nodata.
         self.check_unchanged()
         dates = int(self.places.dates[index])

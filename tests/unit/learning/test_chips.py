@@ -1,8 +1,10 @@
 """A set of chips that is cut anew while it is read is noticed, not read as nodata."""
 
 import json
+import math
 from functools import partial
 
+import numpy as np
 import pytest
 import zarr
 
@@ -123,6 +125,24 @@ def test_codecs_in_another_order_are_damage(damage):
         return json.dumps(metadata).encode()
 
     assert "cannot be read (Invalid codec order" in damage("images/zarr.json", swap)
+
+
+def test_an_index_that_asks_for_more_than_all_memory_is_damage(tmp_path):
+    path = write_chips(tmp_path / "chips.zarr")
+    array = tmp_path / "chips.zarr" / "images"
+    content = json.loads((array / "zarr.json").read_text())
+    sharding = content["codecs"][0]["configuration"]
+    sharding["index_codecs"].pop()  # its checksum
+    (array / "zarr.json").write_text(json.dumps(content))
+    sides = zip(
+        content["chunk_grid"]["configuration"]["chunk_shape"], sharding["chunk_shape"], strict=True
+    )
+    index = np.array([(0, 2**62)] * math.prod(outer // inner for outer, inner in sides), "<u8")
+    for shard in (array / "c").rglob("*"):
+        if shard.is_file():
+            shard.write_bytes(shard.read_bytes() + index.tobytes())
+    with pytest.raises(SamplesError, match=r"chip 0 cannot be read \(MemoryError\)"):
+        ChipSet(path).read(0)
 
 
 def test_the_places_of_chips_have_checksums(damage):
