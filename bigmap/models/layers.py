@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -93,10 +94,18 @@ class ConvNorm(nn.Module):
             self.norm = nn.Identity()
 
 
+@runtime_checkable
+class Foldable(Protocol):
+    """A module with a normalisation that can become part of a product beside it."""
+
+    def fold(self) -> None:
+        """Do so; only in evaluation mode."""
+
+
 def fold_norms(model: nn.Module) -> None:
-    """Fold every :class:`ConvNorm` of a model in evaluation mode."""
+    """Fold every :class:`Foldable` module of a model in evaluation mode."""
     for module in model.modules():
-        if isinstance(module, ConvNorm):
+        if isinstance(module, Foldable):
             module.fold()
 
 

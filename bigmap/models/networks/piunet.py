@@ -14,6 +14,8 @@ from bigmap.models.layers import BandStatistics, ConvNorm
 
 CHANNELS_PER_GATE_FEATURE = 8
 FILTER_PX = 5
+STRIP_PX = 1024
+"""About so many pixels of all dates at once: with 16 channels of 12 dates, 0.8 MB for each copy."""
 SIZES = {"full": (42, 16), "small": (16, 4)}
 """Channels and TEFA units; the small size is our choice."""
 
@@ -86,28 +88,69 @@ class TemporalAttention(nn.Module):
         tokens = group.permute(0, 3, 4, 1, 2).reshape(-1, dates, channels).contiguous()
         query, key, value = self.in_proj(tokens).split(channels, dim=-1)
         # Keys by queries: softmax over the last axis is several times slower on rows so short.
-        similarity = torch.bmm(key, query.mT) * channels**-0.5
+        empty = key.new_empty(1, 1, 1)
+        similarity = torch.baddbmm(empty, key, query.mT, beta=0, alpha=channels**-0.5)
         mixed = self.out_proj(torch.bmm(torch.softmax(similarity, dim=1).mT, value))
         rows: Tensor = mixed.view(windows, height, width, dates, channels).permute(0, 3, 1, 2, 4)
         return rows.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
 class TemporalBlock(nn.Module):
-    """Convolution, BatchNorm, leaky ReLU, + attention over time, BatchNorm."""
+    """Convolution, BatchNorm, leaky ReLU, + attention over time, BatchNorm; leaky ReLU if asked.
 
-    def __init__(self, fan_in: int, channels: int) -> None:
+    What follows the convolution concerns single pixels: outside training it goes through the image
+    in strips of rows that stay in the processor's cache, instead of a dozen times over all of it.
+    """
+
+    scale: Tensor | None
+    """Of the skip around the attention, once the last normalisation is folded: (channel, 1, 1)."""
+
+    def __init__(self, fan_in: int, channels: int, *, activate: bool = False) -> None:
         super().__init__()
         self.convolution = ConvNorm(fan_in, channels)
         self.attention = TemporalAttention(channels)
         self.norm = nn.BatchNorm2d(channels)
+        self.activate = activate
+        self.register_buffer("scale", None, persistent=False)
+
+    def fold(self) -> None:
+        """Multiply the last normalisation into the attention's projection; for evaluation."""
+        if self.scale is not None:
+            return
+        norm, project = self.norm, self.attention.out_proj
+        assert norm.running_var is not None
+        assert norm.running_mean is not None
+        with torch.no_grad():
+            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            project.weight.mul_(scale[:, None])
+            project.bias.copy_(project.bias * scale + norm.bias - norm.running_mean * scale)
+        self.scale = scale.detach()[:, None, None]
 
     def forward(self, features: Tensor, packed: PackedDates) -> Tensor:
         """Transform packed dates (date, channel, y, x)."""
-        features = F.leaky_relu(self.convolution(features))
+        features = self.convolution(features)
         # A convolution of one band forgets the layout, which all that follows needs to be fast.
         features = features.contiguous(memory_format=torch.channels_last)
-        normalised: Tensor = self.norm(features + self.attention(features, packed))
-        return normalised
+        height, width = features.shape[-2:]
+        rows = max(1, STRIP_PX // width)
+        # Statistics of a batch are of whole images, gradients need what strips replace, and GPUs
+        # gain nothing.
+        whole = self.training or features.requires_grad or features.is_cuda
+        if whole or rows >= height:
+            return self._attend(features, packed)
+        for first in range(0, height, rows):
+            strip = features[:, :, first : first + rows]
+            strip.copy_(self._attend(strip, packed))
+        return features
+
+    def _attend(self, features: Tensor, packed: PackedDates) -> Tensor:
+        features = F.leaky_relu(features)
+        change = self.attention(features, packed)
+        if self.scale is None:
+            normalised: Tensor = self.norm(features + change)
+        else:
+            normalised = torch.addcmul(change, features, self.scale.to(change.dtype))
+        return F.leaky_relu(normalised) if self.activate else normalised
 
 
 class Gate(nn.Module):
@@ -133,13 +176,13 @@ class TEFA(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first = TemporalBlock(channels, channels)
+        self.first = TemporalBlock(channels, channels, activate=True)
         self.second = TemporalBlock(channels, channels)
         self.gate = Gate(channels)
 
     def forward(self, features: Tensor, packed: PackedDates) -> Tensor:
         """Transform packed dates (date, channel, y, x)."""
-        change = self.second(F.leaky_relu(self.first(features, packed)), packed)
+        change = self.second(self.first(features, packed), packed)
         gate = packed.spread(self.gate(change, packed))[:, :, None, None]
         return torch.addcmul(features, change, gate.to(change.dtype))
 

@@ -52,8 +52,19 @@ class MultiResolutionFusion(nn.Module):
         mixed = [
             F.leaky_relu(mixer(_gather(branches, scale))) for scale, mixer in enumerate(self.mixers)
         ]
-        logits: Tensor = self.project(_gather(mixed, 0))
-        return logits[..., :height, :width]
+        return self._project(mixed)[..., :height, :width]
+
+    def _project(self, mixed: list[Tensor]) -> Tensor:
+        """Project the scales joined at full resolution, each before it is enlarged.
+
+        A projection of pixels and an interpolation may change places, and logits are fewer than
+        features.
+        """
+        weights = self.project.weight.split(mixed[0].shape[1], dim=1)
+        logits: Tensor = F.conv2d(mixed[0], weights[0], self.project.bias)
+        for scale in range(1, SCALES):
+            logits = logits + _resample(F.conv2d(mixed[scale], weights[scale]), scale)
+        return logits
 
 
 class FullResolutionHead(nn.Module):
