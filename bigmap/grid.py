@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ from odc.geo.geobox import GeoBox
 from shapely.geometry.base import BaseGeometry
 
 ROI = tuple[slice, slice]
+
+BLOCKS_A_SIDE = 8
+"""Of a square of blocks that is looked at as one."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class Lattice:
     """Side of a Zarr chunk, in output pixels."""
     anchor_m: tuple[float, float] = (0.0, 0.0)
     """Where pixel (0, 0) has its upper left corner: x and y in metres."""
+    shift_px: int = 0
+    """How far cores and cells lie off the lattice of blocks, along both axes, in input pixels.
+    Where neighbouring windows blend over the borders of cores, a block whose edge is a border needs
+    a ring of windows for a narrow strip; an edge in the middle of cores needs half of them, so that
+    n x n cores take (n + 1)² instead of (n + 2)² windows."""
 
     @property
     def output_gsd_m(self) -> float:
@@ -113,27 +122,48 @@ class Lattice:
 
     def cores(self, roi: ROI) -> Iterator[ROI]:
         """Yield the cores that touch a region, in row-major order, each whole."""
-        return tiles_of(roi, self.core_px)
+        return tiles_of(roi, self.core_px, self.shift_px)
 
     def cells(self, roi: ROI) -> Iterator[ROI]:
         """Yield the cells that touch a region, in row-major order, each whole."""
-        return tiles_of(roi, self.cell_px)
+        return tiles_of(roi, self.cell_px, self.shift_px)
 
     def blocks(self, extent: ROI) -> Iterator[ROI]:
         """Yield the blocks of an extent in row-major order, clipped to the extent.
 
         The extent is snapped to :attr:`extent_step_px`, so a clipped block still consists of
-        whole cells and whole shards.
+        whole shards.
         """
         for block in tiles_of(extent, self.block_px):
             yield intersect(block, extent)
 
+    def blocks_in(self, area: Area, extent: ROI) -> list[ROI]:
+        """Return those of :meth:`blocks` that an area meets, in row-major order.
 
-def tiles_of(roi: ROI, step_px: int) -> Iterator[ROI]:
-    """Yield the squares of a lattice of ``step_px`` that touch a region, row by row."""
-    rows, cols = roi
-    for row in range(rows.start // step_px * step_px, rows.stop, step_px):
-        for col in range(cols.start // step_px * step_px, cols.stop, step_px):
+        Squares of many blocks are looked at first: of a thin area's extent most hold nothing.
+        """
+        squares = list(tiles_of(extent, BLOCKS_A_SIDE * self.block_px))
+        met = compress(squares, area.meets(self.bounds_of(squares)))
+        blocks = [block for square in met for block in self.blocks(intersect(square, extent))]
+        chosen = compress(blocks, area.meets(self.bounds_of(blocks)))
+        return sorted(chosen, key=lambda block: (block[0].start, block[1].start))
+
+
+def tiles_of(roi: ROI, step_px: int, shift_px: int = 0) -> Iterator[ROI]:
+    """Yield the squares of a lattice of ``step_px`` that touch a region, row by row.
+
+    Parameters
+    ----------
+    roi
+        The region.
+    step_px
+        Side of the squares.
+    shift_px
+        Where one has its upper left corner, along both axes.
+    """
+    firsts = [(part.start - shift_px) // step_px * step_px + shift_px for part in roi]
+    for row in range(firsts[0], roi[0].stop, step_px):
+        for col in range(firsts[1], roi[1].stop, step_px):
             yield slice(row, row + step_px), slice(col, col + step_px)
 
 

@@ -76,7 +76,11 @@ class GridConfig(Part):
         description="A corner of pixels, x and y in metres of the CRS, to which all lattices are "
         "anchored; move it off the origin only to meet another product's pixels.",
     )
-    core_px: Positive = Field(128, description="Side of a window's core, in input pixels.")
+    core_px: Positive | None = Field(
+        None,
+        description="Side of a window's core, in input pixels; by default that with which the "
+        "model computes the fewest pixels twice.",
+    )
     cell_px: Positive = Field(
         1024, description="Side of a cell, whose cores share one choice of dates, in input pixels."
     )
@@ -107,16 +111,14 @@ class GridConfig(Part):
     def _check(self) -> GridConfig:
         for name in ("core_px", "cell_px"):
             value = getattr(self, name)
-            if value & (value - 1):
+            if value is not None and value & (value - 1):
                 raise ValueError(f"{name} {value} is not a power of two")
         for inner, outer in (
             ("core_px", "cell_px"),
             ("cell_px", "block_px"),
             ("chunk_px", "shard_px"),
         ):
-            if getattr(self, outer) % getattr(self, inner):
-                raise ValueError(
-                    f"{outer} {getattr(self, outer)} is not a multiple of {inner} "
-                    f"{getattr(self, inner)}"
-                )
+            part, whole = getattr(self, inner), getattr(self, outer)
+            if part is not None and whole % part:
+                raise ValueError(f"{outer} {whole} is not a multiple of {inner} {part}")
         return self

@@ -93,7 +93,12 @@ class InferenceConfig(Part):
     """How windows go through the model."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    batch_windows: Whole = Field(8, ge=1, le=1024)
+    batch_windows: Whole | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Windows that the model sees at once; by default one on CPUs, eight on GPUs.",
+    )
     overlap: Literal["auto", "trim", "blend"] = Field(
         "auto",
         description="Cut windows back to their cores, or blend neighbours over their halos; auto "

@@ -16,6 +16,7 @@ import xarray as xr
 from bigmap import grid
 from bigmap.grid import ROI, Lattice
 from bigmap.mapping.engine import CellData, Engine, optimise
+from bigmap.mapping.geometry import choose_windows
 from bigmap.mapping.windows import Windowing
 from bigmap.models import MapModel, build_model, refuse_random
 from bigmap.scenes.cube.given import GivenCube, check_cube
@@ -27,7 +28,7 @@ def predict(
     model: MapModel | str,
     *,
     dates: DateRule | None = None,
-    core_px: int = 128,
+    core_px: int | None = None,
     cell_px: int = 1024,
     allow_random_weights: bool = False,
     **windowing: Any,
@@ -49,7 +50,8 @@ def predict(
     dates
         Which dates a cell is mapped from; by default all with a clear pixel.
     core_px, cell_px
-        Sides of window cores and cells, in input pixels.
+        Sides of window cores and of cells and chunks, in input pixels; by default the core with
+        which the model computes the fewest pixels twice.
     allow_random_weights
         Map even by a network that has learnt nothing, which is refused otherwise.
     **windowing
@@ -58,7 +60,8 @@ def predict(
     Returns
     -------
     xarray.Dataset
-        The layers of the model at output resolution, backed by Dask, one chunk per cell.
+        The layers of the model at output resolution, backed by Dask, one chunk for each square of
+        the size of a cell.
 
     Raises
     ------
@@ -77,23 +80,24 @@ def predict(
     given = check_cube(cube, spec.bands)
     origin, anchor_m = _place_of(given)
     lattice = Lattice(
-        crs="", gsd_m=given.gsd_m, core_px=core_px, cell_px=cell_px, block_px=cell_px,
+        crs="", gsd_m=given.gsd_m, core_px=cell_px, cell_px=cell_px, block_px=cell_px,
         upscale=spec.upscale, shard_px=cell_px * spec.upscale, chunk_px=cell_px * spec.upscale,
         anchor_m=anchor_m,
     )  # fmt: skip
     windows = Windowing.for_model(spec, **windowing)
+    rule = dates or DateRule(max_per_cell=given.pixels.sizes["time"], min_clear_percent=0.0)
+    lattice = choose_windows(lattice, model, windows, dates=rule.max_per_cell, core_px=core_px)
     engine = Engine(optimise(model), lattice, windows, spec.default_layers)
     extent = (
         slice(origin[0], origin[0] + len(given.y)),
         slice(origin[1], origin[1] + len(given.x)),
     )
-    rule = dates or DateRule(max_per_cell=given.pixels.sizes["time"], min_clear_percent=0.0)
     read_cell = _CubeCells(given, extent, rule)
-    # One key for all cells, so that the cube does not travel with each.
+    # One key for all blocks, so that the cube does not travel with each.
     shared = dask.delayed(read_cell, traverse=False)
     rows = [
-        [_lazy_cell(engine, cell, extent, shared) for cell in row]
-        for row in _rows_of_cells(lattice, extent)
+        [_lazy_block(engine, block, extent, shared) for block in row]
+        for row in _rows_of_blocks(lattice, extent)
     ]
     result = _join_cells(engine, given, rows)
     if given.crs is not None:
@@ -137,20 +141,20 @@ def _fine_coordinates(centres: npt.NDArray[Any], upscale: int, step_m: float) ->
     return fine
 
 
-def _rows_of_cells(lattice: Lattice, extent: ROI) -> Iterator[list[ROI]]:
-    columns = len(list(grid.tiles_of((slice(0, 1), extent[1]), lattice.cell_px)))
-    cells = list(lattice.cells(extent))
-    for first in range(0, len(cells), columns):
-        yield cells[first : first + columns]
+def _rows_of_blocks(lattice: Lattice, extent: ROI) -> Iterator[list[ROI]]:
+    columns = len(list(grid.tiles_of((slice(0, 1), extent[1]), lattice.block_px)))
+    blocks = list(grid.tiles_of(extent, lattice.block_px))
+    for first in range(0, len(blocks), columns):
+        yield blocks[first : first + columns]
 
 
-def _lazy_cell(engine: Engine, cell: ROI, extent: ROI, shared: Any) -> dict[str, da.Array]:
-    inside = grid.intersect(cell, extent)
-    cut = grid.scale(grid.relative(inside, cell), engine.model.spec.upscale)
+def _lazy_block(engine: Engine, block: ROI, extent: ROI, shared: Any) -> dict[str, da.Array]:
+    inside = grid.intersect(block, extent)
+    cut = grid.scale(grid.relative(inside, block), engine.model.spec.upscale)
 
     @dask.delayed(pure=False)  # type: ignore[untyped-decorator]
     def compute(read_cell: _CubeCells) -> dict[str, npt.NDArray[Any]]:
-        layers = engine.predict(cell, read_cell)
+        layers = engine.predict(block, read_cell)
         return {name: values[..., *cut] for name, values in layers.items()}
 
     result = compute(shared)

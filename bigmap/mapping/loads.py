@@ -163,7 +163,7 @@ def check_memory(part: Part) -> None:
     if need_gb > limit_gb:
         raise PlanError(
             f"cluster: a worker needs about {need_gb:.1f} GB but has {limit_gb:.1f} GB; lower "
-            "grid.block_px, dates.max_per_cell, inference.batch_windows or "
+            "grid.core_px, grid.block_px, dates.max_per_cell, inference.batch_windows or "
             "cluster.blocks_per_worker, or use fewer workers"
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import compress
 from pathlib import Path
 
 import shapely
@@ -16,7 +15,8 @@ from bigmap.config.areas import UTM
 from bigmap.config.recipe import InferenceConfig
 from bigmap.config.sources import SimulatedSource
 from bigmap.errors import CatalogError, EmptyAreaError, RecipeError
-from bigmap.grid import ROI, Area, Lattice
+from bigmap.grid import Area, Lattice
+from bigmap.mapping.geometry import choose_windows
 from bigmap.mapping.loads import check_memory
 from bigmap.mapping.plan_checks import (
     check_coverage,
@@ -120,8 +120,8 @@ def request_world(recipe: Recipe, *, flavour: str) -> tuple[simulate.SceneReques
     """
     purpose = Purpose.of_map(recipe)
     model = purpose.choose_model(recipe).build()
-    lattice = make_lattice(recipe, model, recipe.grid.crs)
     windowing = choose_windowing(purpose.inference, model.spec, size_cluster(recipe.cluster))
+    lattice = make_lattice(recipe, purpose, model, windowing, recipe.grid.crs)
     area = read_area(crs=lattice.crs, **recipe.area.model_dump())
     request = request_scenes(
         recipe, lattice=lattice, model=model, windowing=windowing, area=area, flavour=flavour
@@ -163,15 +163,15 @@ def _make_part(
 
 def _draft_part(recipe: Recipe, purpose: Purpose, model: MapModel, zone: UtmZone | None) -> Part:
     """Return a part without its items; refuse what cannot work whatever they are."""
-    lattice = make_lattice(recipe, model, zone.crs if zone else recipe.grid.crs)
     _check_dates(purpose, model)
     sizes = size_cluster(recipe.cluster)
     windowing = choose_windowing(purpose.inference, model.spec, sizes)
+    lattice = make_lattice(recipe, purpose, model, windowing, zone.crs if zone else recipe.grid.crs)
     area = read_area(crs=lattice.crs, zone=zone, **recipe.area.model_dump())
     extent = lattice.snap(area.bounds, lattice.extent_step_px)
     check_size(extent, lattice)
     part = Part(
-        recipe, purpose, zone, lattice, area, extent, _list_blocks(lattice, extent, area),
+        recipe, purpose, zone, lattice, area, extent, tuple(lattice.blocks_in(area, extent)),
         NOTHING, model, windowing, _choose_layers(recipe, model), sizes,
     )  # fmt: skip
     check_pixels(part)
@@ -202,14 +202,10 @@ def _find_items(part: Part) -> Catalogue:
     )
 
 
-def _list_blocks(lattice: Lattice, extent: ROI, area: Area) -> tuple[ROI, ...]:
-    """Return the blocks with pixels of the area, in row-major order."""
-    blocks = list(lattice.blocks(extent))
-    return tuple(compress(blocks, area.meets(lattice.bounds_of(blocks))))
-
-
-def make_lattice(recipe: Recipe, model: MapModel, crs: str) -> Lattice:
-    """Join the recipe's grid with the model's upscale.
+def make_lattice(
+    recipe: Recipe, purpose: Purpose, model: MapModel, windowing: Windowing, crs: str
+) -> Lattice:
+    """Join the recipe's grid with the model's upscale, and with the windows that suit it.
 
     Raises
     ------
@@ -232,7 +228,7 @@ def make_lattice(recipe: Recipe, model: MapModel, crs: str) -> Lattice:
     lattice = Lattice(
         crs=crs,
         gsd_m=settings.gsd_m,
-        core_px=settings.core_px,
+        core_px=settings.core_px or settings.cell_px,
         cell_px=settings.cell_px,
         block_px=settings.block_px,
         upscale=upscale,
@@ -240,9 +236,10 @@ def make_lattice(recipe: Recipe, model: MapModel, crs: str) -> Lattice:
         chunk_px=settings.chunk_px,
         anchor_m=settings.anchor_m,
     )
-    if settings.core_px % multiple:
+    if lattice.core_px % multiple:
+        field = "core_px" if settings.core_px else "cell_px"
         raise RecipeError(
-            f"grid.core_px: {settings.core_px} is not a multiple of {multiple}, which "
+            f"grid.{field}: {lattice.core_px} is not a multiple of {multiple}, which "
             f"{model.spec.name} needs"
         )
     if settings.block_px % lattice.extent_step_px:
@@ -255,7 +252,8 @@ def make_lattice(recipe: Recipe, model: MapModel, crs: str) -> Lattice:
             epsg_of(crs)
         except ValueError as error:
             raise RecipeError(f"grid.crs: {error}; set reading.loader to odc-stac") from None
-    return lattice
+    dates = purpose.dates.max_per_cell
+    return choose_windows(lattice, model, windowing, dates=dates, core_px=settings.core_px)
 
 
 def _check_dates(purpose: Purpose, model: MapModel) -> None:

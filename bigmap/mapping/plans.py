@@ -121,6 +121,7 @@ class Part:
             "extent": [[part.start, part.stop] for part in self.extent],
             "area": hashlib.sha256(parts).hexdigest(),
             "weights": self.model.spec.weights,
+            "windows": [self.lattice.core_px, self.lattice.shift_px, self.halo_px],
             "versions": list_versions(),
         }
 

@@ -105,8 +105,8 @@ def _open_earlier(part: Part, folder: PartFolder, stored: Recipe) -> _Earlier:
     changed = list_changes(stored, part.recipe, (*part.purpose.free_fields, *PER_BLOCK))
     if stored.source.mask != part.recipe.source.mask:
         changed.append("source.mask")
-    changed += [f"model.{key}" if key == "weights" else key for key in ("weights", "versions")
-                if facts.get(key) != new[key]]  # fmt: skip
+    names = {"weights": "model.weights", "windows": "grid.core_px", "versions": "versions"}
+    changed += [name for key, name in names.items() if facts.get(key) != new[key]]
     if changed:
         raise OutputError(
             f"--reuse {folder.run.output}: was made with another {', '.join(changed)}, so no block "

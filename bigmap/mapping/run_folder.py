@@ -293,6 +293,11 @@ class PartFolder:
                     f"{field}: its content is not what {self.store} was started with; set it "
                     f"back, or choose another {part.purpose.field}"
                 )
+        if stored.get("windows") != given["windows"]:
+            raise OutputError(
+                f"{self.store}: was started with other windows than this version of bigmap cuts; "
+                f"go on with that version, or choose another {part.purpose.field}"
+            )
 
     def _tell_facts(self, part: Part) -> dict[str, Any]:
         """Tell from the map and from ``area.json`` what a damaged ``plan.json`` would say.
@@ -312,6 +317,7 @@ class PartFolder:
         return {
             "area": hashlib.sha256(area).hexdigest(),
             "weights": model.get("weights") if isinstance(model, dict) else None,
+            "windows": given["windows"],
             **{key: given[key] if is_alike else None for key in ("extent", "blocks")},
         }
 

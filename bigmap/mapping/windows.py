@@ -25,8 +25,11 @@ from bigmap.models.base import CLASS, CONFIDENCE, OBSERVATIONS
 
 _STORED = {"uint8": torch.uint8, "int16": torch.int16, "uint16": torch.int32}
 """What holds a layer on the device; PyTorch computes with few operations on uint16."""
-BLEND_SHARE = 8
-"""Neighbouring cores blend over one eighth of a core on each side of their border."""
+BLEND_PX = 4
+"""Neighbouring cores blend over so many input pixels on each side of their border; our choice. What
+differs between them are means over windows: their step is spread over 80 m."""
+_DEFAULT_BATCH = {"cpu": 1, "cuda": 8}
+"""Windows. On CPUs one at a time is fastest: its arrays stay longest in the caches."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Windowing:
     """How a region is cut into windows and run."""
 
     overlap: Literal["trim", "blend"] = "trim"
-    batch_windows: int = 8
+    batch_windows: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
 
@@ -44,22 +47,22 @@ class Windowing:
         spec: ModelSpec,
         *,
         overlap: Literal["auto", "trim", "blend"] = "auto",
-        batch_windows: int = 8,
+        batch_windows: int | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
         device: Literal["auto", "cpu", "cuda"] = "auto",
     ) -> Windowing:
-        """Settle what ``auto`` leaves open: exact models are trimmed, others blended."""
+        """Settle what is left open: exact models are trimmed, others blended."""
         if overlap == "auto":
             overlap = "trim" if spec.kind == "exact" else "blend"
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device == "cuda" and not torch.cuda.is_available():
             raise ModelError("inference.device: cuda is asked for, but PyTorch sees no GPU here")
-        return cls(overlap, batch_windows, precision, device)
+        return cls(overlap, batch_windows or _DEFAULT_BATCH[device], precision, device)
 
     def blend_px(self, lattice: Lattice) -> int:
         """Return how far neighbours blend on each side of their border, in input pixels."""
-        return max(1, lattice.core_px // BLEND_SHARE) if self.overlap == "blend" else 0
+        return min(BLEND_PX, lattice.core_px // 2) if self.overlap == "blend" else 0
 
     def halo_px(self, spec: ModelSpec, lattice: Lattice) -> int:
         """Return the halo of a window: what the model needs beside what is blended."""

@@ -29,6 +29,7 @@ def lattices(draw):
         upscale=upscale,
         shard_px=shard_px,
         chunk_px=chunk_px,
+        shift_px=draw(st.integers(0, core_px - 1)),
     )
 
 
@@ -67,6 +68,17 @@ def test_blocks_are_whole_cells_and_whole_shards(lattice, roi):
             offset = (part.start - start) * lattice.upscale
             assert offset % lattice.shard_px == 0
             assert (part.stop - part.start) * lattice.upscale % lattice.shard_px == 0
+
+
+@given(lattices(), rois(), st.floats(0, 1), st.floats(0, 1))
+def test_blocks_of_an_area_are_those_it_meets_in_their_order(lattice, roi, x, y):
+    left, bottom, right, top = lattice.bounds(roi)
+    corner = (left + x * (right - left), bottom + y * (top - bottom))
+    area = Area((shapely.Polygon([(left, top), corner, (right, bottom)]).buffer(0.1),))
+    extent = lattice.snap(area.bounds, lattice.extent_step_px)
+    blocks = list(lattice.blocks(extent))
+    expected = [b for b in blocks if area.intersects(lattice.bounds(b))]
+    assert lattice.blocks_in(area, extent) == expected
 
 
 @given(rois(), st.integers(0, 30))

@@ -13,6 +13,9 @@ from bigmap.learning.evaluation.contenders import build_baseline, build_contende
 from bigmap.learning.evaluation.results import Evaluation
 from bigmap.models import ClassEntry, ModelSpec
 
+BATCH_CHIPS = 8
+"""Seen at once by default: chips are small."""
+
 Advance = Callable[[int, int], None]
 """Told how many are done, and of how many."""
 
@@ -66,7 +69,7 @@ def score_models(
     contenders = [main]
     contenders += [build_baseline(text, main.spec, chips.template) for text in options.baselines]
     settings = ChipSettings(
-        batch_chips=recipe.inference.batch_windows,
+        batch_chips=recipe.inference.batch_windows or BATCH_CHIPS,
         precision=recipe.inference.precision,
         device=recipe.inference.device,
         max_dates=options.max_dates,
