@@ -85,6 +85,7 @@ def show_plan(console: Console, plan: Plan, estimate: Estimate) -> None:
         f"{estimate.blocks} blocks of {grid.block_px} px, {estimate.items} items on "
         f"{estimate.dates} dates"
     )
+    console.print(_describe_windows(plan, estimate))
     console.print(
         f"reads up to {estimate.read_gb:,.1f} GB (uncompressed), writes "
         f"{estimate.written_gb:,.2f} GB (uncompressed), at most {estimate.memory_gb:.1f} GB "
@@ -101,6 +102,16 @@ def show_plan(console: Console, plan: Plan, estimate: Estimate) -> None:
             console.print(f"{before}{line}", markup=False)
     if plan.scenes is not None:
         show_scenes(console, plan.scenes)
+
+
+def _describe_windows(plan: Plan, estimate: Estimate) -> str:
+    """Say how the input is cut, which is the same for all parts, and how much is computed twice."""
+    part = plan.parts[0]
+    core_px = part.lattice.core_px
+    return (
+        f"windows of {core_px + 2 * part.halo_px} px around cores of {core_px} px: the model "
+        f"computes {estimate.window_km2 / estimate.block_km2:.2f} pixels for each of its blocks'"
+    )
 
 
 def show_scenes(console: Console, stock: simulate.SceneStock) -> None:

@@ -96,6 +96,7 @@ class ClusterEstimate:
     gpu_hours: float
     cost: float | None
     """In the currency of the price; None without a price or a GPU."""
+    km2_per_hour: float
     bound: str
     """What takes most of the time: ``reading``, ``CPU cores`` or ``GPU``; or ``measured``."""
 
@@ -239,7 +240,10 @@ def _estimate_cluster(
         hours += (START_S + overviews_s) / 3600
     gpu_hours = hours * workers if has_gpu else 0.0
     cost = price * gpu_hours if price is not None and has_gpu else None
-    return ClusterEstimate(name, sizes.kind, device, workers, cores, hours, gpu_hours, cost, bound)
+    return ClusterEstimate(
+        name, sizes.kind, device, workers, cores, hours, gpu_hours, cost,
+        km2_per_hour=estimate.area_km2 / hours, bound=bound,
+    )  # fmt: skip
 
 
 def _describe_assumptions(
@@ -288,7 +292,8 @@ def describe_clusters(clusters: Sequence[ClusterEstimate]) -> list[str]:
     for each in clusters:
         line = (
             f"cluster {each.name}: about {each.hours:,.2f} h on {each.workers} workers "
-            f"({each.device}, {each.cores:g} cores each), bound by {each.bound}"
+            f"({each.device}, {each.cores:g} cores each), {each.km2_per_hour:,.0f} km²/h, bound by "
+            f"{each.bound}"
         )
         if each.gpu_hours:
             line += f", {each.gpu_hours:,.2f} GPU-hours"

@@ -35,7 +35,6 @@ RESAMPLING_PLANS = 6
 """Kept for the grids of the files that cells in hand lie in."""
 COUNTED_BLOCKS = 64
 """Whose cells and windows are counted one by one; the others read as much for each pixel."""
-_NOT_ADDED = ("dates", "memory_gb")
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,8 @@ class Estimate:
     """Input pixels that the model sees, halos included, counted once for each date."""
     block_km2: float
     """Area of the blocks, what lies outside the area included."""
+    window_km2: float
+    """Area of the windows that the model sees for them, halos and what blends included."""
 
 
 def estimate_plan(plan: Plan) -> Estimate:
@@ -111,6 +112,7 @@ def estimate_part(part: Part) -> Estimate:
         output_px=output_px,
         date_px=date_px * per_px.windows,
         block_km2=input_px * lattice.gsd_m**2 / 1e6,
+        window_km2=per_px.windows * input_px * lattice.gsd_m**2 / 1e6,
     )
 
 

@@ -49,11 +49,12 @@ def test_a_trimmed_block_sees_the_windows_that_meet_the_area(tmp_path, side_px, 
 
 def test_a_block_that_blends_sees_its_neighbours_windows_too(tmp_path):
     found, halo_px = estimate(tmp_path, side_px=BLOCK_PX, overlap="blend")
-    core, block, cores = CORE_PX + 2 * halo_px, BLOCK_PX + 2 * halo_px, (2 + 2) ** 2
-    assert found.date_px == DATES * cores * core**2
-    bands = block**2 + 4 * core * block + 4 * core**2
-    # Of neighbours whole cells, which choose their dates too; windows reach beyond them.
-    beside = BLOCK_PX + halo_px
-    masks = block**2 + 4 * beside * block + 4 * beside**2
+    # Cores and cells lie half a core off the block: one core of the cell before, two of the next.
+    cores = (1 + 2) ** 2
+    assert found.date_px == DATES * cores * (CORE_PX + 2 * halo_px) ** 2
+    assert found.window_km2 == pytest.approx(cores * (CORE_PX + 2 * halo_px) ** 2 / 1e4)
+    bands = (CORE_PX + 2 * halo_px + BLOCK_PX + 2 * halo_px) ** 2
+    # Cells choose their dates as wholes; windows reach beyond them.
+    masks = (BLOCK_PX + halo_px + BLOCK_PX + 2 * halo_px) ** 2
     share = (10 / PIXEL_M) ** 2
     assert found.samples == pytest.approx(DATES * (bands * len(BANDS) + masks) * share)

@@ -31,7 +31,7 @@ from bigmap.models.trial import choose_trial_px
 
 WORK = Estimate(
     area_km2=1000.0, blocks=10, items=20, dates=10, read_gb=360.0, written_gb=1.0, memory_gb=2.0,
-    samples=1e9, output_px=2e9, date_px=1e8, block_km2=1100.0,
+    samples=1e9, output_px=2e9, date_px=1e8, block_km2=1100.0, window_km2=2200.0,
 )  # fmt: skip
 CPU = SlurmCluster(kind="slurm", interface="ib0", max_jobs=5, cpus_per_worker=4)
 GPU = SlurmCluster(kind="slurm", interface="ib0", max_jobs=2, gpus_per_job=2, cpus_per_worker=8)
@@ -50,6 +50,7 @@ def test_cores_share_the_work_of_a_cpu_cluster():
     )
     found = estimate(CPU, gflop=4800.0, price=2.0)
     assert found.hours == pytest.approx(core_s / 20 / 3600)
+    assert found.km2_per_hour == pytest.approx(1000 / found.hours)
     assert (found.bound, found.workers, found.gpu_hours, found.cost) == ("CPU cores", 5, 0, None)
 
 
