@@ -57,7 +57,7 @@ class Case:
     @property
     def clear_px(self) -> slice:
         """Rows, or columns, of a cell that are clear: they lie in windows that fill a batch."""
-        first = 3 * self.core_px // 2
+        first = 7 * self.core_px // 4  # within a core, be it half a core off the cells or not
         return slice(first, first + 4 + (math.isqrt(self.batch_windows - 1)) * self.core_px)
 
 

@@ -15,6 +15,7 @@ from bigmap.errors import CatalogError, EmptyAreaError, OutputError, PlanError, 
 from bigmap.grid import Lattice
 from bigmap.lease import Lease
 from bigmap.mapping.planning import choose_windowing, make_lattice, make_plan
+from bigmap.mapping.purpose import Purpose
 from bigmap.mapping.run_folder import RunFolder
 from bigmap.mapping.windows import Windowing
 from bigmap.models.choosing import choose_model
@@ -41,7 +42,9 @@ def plan(**changes):
 def lattice_of(upscale=1, model="ndvi", **changes):
     recipe = parse_recipe(raw_recipe(model={"name": model, "options": {"upscale": upscale}},
                                      **changes))  # fmt: skip
-    return make_lattice(recipe, choose_model(recipe.model).build(), recipe.grid.crs)
+    model, purpose = choose_model(recipe.model).build(), Purpose.of_map(recipe)
+    windowing = Windowing.for_model(model.spec)
+    return make_lattice(recipe, purpose, model, windowing, recipe.grid.crs)
 
 
 def test_a_lattice_joins_the_grid_with_the_upscale_of_the_model():
