@@ -82,7 +82,7 @@ def test_plan_tells_what_a_run_would_take(folder, capsys):
     assert error == ""
     assert "small: 1 km² in EPSG:32631, 10 m to 10 m with ndvi" in text
     assert "6 blocks of 64 px, 3 items on 3 dates" in text
-    assert "windows of 40 px around cores of 32 px: the model computes " in text
+    assert "windows of 32 px around cores of 32 px: the model computes " in text
     assert "items found: 3, kept: 3" in text
 
 
