@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+
+from bigmap.machine import count_cores
 
 PROBE_SIZE = 256
 EMULATED_BFLOAT16 = 6.0
@@ -55,3 +61,22 @@ def _try_device(kind: str) -> str | None:
         return str(error).splitlines()[0]
     expected = 9.0 * (PROBE_SIZE - 2) ** 2
     return None if summed == expected else f"a convolution gave {summed}, not {expected}"
+
+
+def run_threads(tasks: Sequence[Callable[[], object]]) -> None:
+    """Run tasks side by side that release the interpreter's lock; the first here."""
+    if len(tasks) > 1:
+        others = [_pool(os.getpid()).submit(task) for task in tasks[1:]]
+        tasks[0]()
+        for each in others:
+            each.result()
+    else:
+        for task in tasks:
+            task()
+
+
+@functools.cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Return the threads of a process; a fork has none of those of its parent."""
+    del process
+    return ThreadPoolExecutor(count_cores(), thread_name_prefix="bigmap-compute")

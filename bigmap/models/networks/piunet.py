@@ -2,108 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigmap.models.base import ModelSpec, NetworkModel, image_layer, uncertainty_layer
 from bigmap.models.layers import BandStatistics, ConvNorm
+from bigmap.models.networks import loops
+from bigmap.models.networks.temporal import FoldedAttention, PackedDates, TemporalAttention
 
 CHANNELS_PER_GATE_FEATURE = 8
 FILTER_PX = 5
-STRIP_PX = 1024
-"""About so many pixels of all dates at once: with 16 channels of 12 dates, 0.8 MB for each copy."""
 SIZES = {"full": (42, 16), "small": (16, 4)}
 """Channels and TEFA units; the small size is our choice."""
 
 
-@dataclass(frozen=True)
-class PackedDates:
-    """Which rows of packed features belong to which window.
-
-    Networks see only valid dates, packed along one axis, (date, channel, y, x): a padded date
-    costs nothing, and reaches neither attention nor means nor the statistics of a batch.
-    """
-
-    mask: Tensor
-    """bool, (batch, time)."""
-    counts: tuple[int, ...]
-    """Valid dates of each window."""
-
-    @classmethod
-    def of(cls, mask: Tensor) -> PackedDates:
-        """Count the valid dates of a mask (batch, time)."""
-        return cls(mask, tuple(mask.sum(dim=1).tolist()))
-
-    def pack(self, values: Tensor) -> Tensor:
-        """Keep the valid dates, (batch, time, ...) to (date, ...)."""
-        return values.flatten(0, 1) if sum(self.counts) == self.mask.numel() else values[self.mask]
-
-    def split(self, values: Tensor) -> list[Tensor]:
-        """Cut packed values into groups (window, time, ...) of equally many dates.
-
-        One group where all windows have equally many, else one for each window.
-        """
-        if len(set(self.counts)) == 1:
-            return [values.unflatten(0, (len(self.counts), -1))]
-        return [dates.unsqueeze(0) for dates in values.split(self.counts)]
-
-    def average(self, values: Tensor) -> Tensor:
-        """Average each window's dates, (date, ...) to (batch, ...), adding them one by one."""
-        groups = self.split(values)
-        return torch.cat([functools.reduce(torch.add, g.unbind(1)) / g.shape[1] for g in groups])
-
-    def spread(self, values: Tensor) -> Tensor:
-        """Give each date its window's values, (batch, ...) to (date, ...)."""
-        total = sum(self.counts)
-        return values.repeat_interleave(self.mask.sum(dim=1), dim=0, output_size=total)
-
-
-class TemporalAttention(nn.Module):
-    """Attention with one head over the dates of each pixel, without any code of their order.
-
-    The parameters are those of ``torch.nn.MultiheadAttention`` with one head, and start alike
-    (Vaswani et al. 2017, equation 1).
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.in_proj = nn.Linear(channels, 3 * channels)
-        self.out_proj = nn.Linear(channels, channels)
-        nn.init.xavier_uniform_(self.in_proj.weight)
-        nn.init.zeros_(self.in_proj.bias)
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(self, features: Tensor, packed: PackedDates) -> Tensor:
-        """Let the dates of each window look at each other, (date, channel, y, x)."""
-        groups = [self._attend(group) for group in packed.split(features)]
-        return groups[0] if len(groups) == 1 else torch.cat(groups)
-
-    def _attend(self, group: Tensor) -> Tensor:
-        windows, dates, channels, height, width = group.shape
-        # Each pixel's dates side by side: one copy, after which all products run on views.
-        tokens = group.permute(0, 3, 4, 1, 2).reshape(-1, dates, channels).contiguous()
-        query, key, value = self.in_proj(tokens).split(channels, dim=-1)
-        # Keys by queries: softmax over the last axis is several times slower on rows so short.
-        empty = key.new_empty(1, 1, 1)
-        similarity = torch.baddbmm(empty, key, query.mT, beta=0, alpha=channels**-0.5)
-        mixed = self.out_proj(torch.bmm(torch.softmax(similarity, dim=1).mT, value))
-        rows: Tensor = mixed.view(windows, height, width, dates, channels).permute(0, 3, 1, 2, 4)
-        return rows.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
-
-
 class TemporalBlock(nn.Module):
-    """Convolution, BatchNorm, leaky ReLU, + attention over time, BatchNorm; leaky ReLU if asked.
+    """Convolution, BatchNorm, leaky ReLU, + attention over time, BatchNorm; leaky ReLU if asked."""
 
-    What follows the convolution concerns single pixels: outside training it goes through the image
-    in strips of rows that stay in the processor's cache, instead of a dozen times over all of it.
-    """
-
-    scale: Tensor | None
-    """Of the skip around the attention, once the last normalisation is folded: (channel, 1, 1)."""
+    folded: FoldedAttention | None
+    """All that follows the convolution, once it is folded."""
 
     def __init__(self, fan_in: int, channels: int, *, activate: bool = False) -> None:
         super().__init__()
@@ -111,46 +29,24 @@ class TemporalBlock(nn.Module):
         self.attention = TemporalAttention(channels)
         self.norm = nn.BatchNorm2d(channels)
         self.activate = activate
-        self.register_buffer("scale", None, persistent=False)
+        self.folded = None
 
     def fold(self) -> None:
-        """Multiply the last normalisation into the attention's projection; for evaluation."""
-        if self.scale is not None:
-            return
-        norm, project = self.norm, self.attention.out_proj
-        assert norm.running_var is not None
-        assert norm.running_mean is not None
-        with torch.no_grad():
-            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-            project.weight.mul_(scale[:, None])
-            project.bias.copy_(project.bias * scale + norm.bias - norm.running_mean * scale)
-        self.scale = scale.detach()[:, None, None]
+        """Multiply the matrices around the attention and the last normalisation together."""
+        if self.folded is None:
+            self.folded = FoldedAttention(self.attention, self.norm, activate=self.activate)
 
     def forward(self, features: Tensor, packed: PackedDates) -> Tensor:
         """Transform packed dates (date, channel, y, x)."""
         features = self.convolution(features)
         # A convolution of one band forgets the layout, which all that follows needs to be fast.
         features = features.contiguous(memory_format=torch.channels_last)
-        height, width = features.shape[-2:]
-        rows = max(1, STRIP_PX // width)
-        # Statistics of a batch are of whole images, gradients need what strips replace, and GPUs
-        # gain nothing.
-        whole = self.training or features.requires_grad or features.is_cuda
-        if whole or rows >= height:
-            return self._attend(features, packed)
-        for first in range(0, height, rows):
-            strip = features[:, :, first : first + rows]
-            strip.copy_(self._attend(strip, packed))
-        return features
-
-    def _attend(self, features: Tensor, packed: PackedDates) -> Tensor:
+        if self.folded is not None:
+            folded: Tensor = self.folded(features, packed)
+            return folded
         features = F.leaky_relu(features)
-        change = self.attention(features, packed)
-        if self.scale is None:
-            normalised: Tensor = self.norm(features + change)
-        else:
-            normalised = torch.addcmul(change, features, self.scale.to(change.dtype))
-        return F.leaky_relu(normalised) if self.activate else normalised
+        features = self.norm(features + self.attention(features, packed))
+        return F.leaky_relu(features) if self.activate else features
 
 
 class Gate(nn.Module):
@@ -183,8 +79,10 @@ class TEFA(nn.Module):
     def forward(self, features: Tensor, packed: PackedDates) -> Tensor:
         """Transform packed dates (date, channel, y, x)."""
         change = self.second(self.first(features, packed), packed)
-        gate = packed.spread(self.gate(change, packed))[:, :, None, None]
-        return torch.addcmul(features, change, gate.to(change.dtype))
+        gate = packed.spread(self.gate(change, packed))
+        if loops.is_for_loops(change):
+            return loops.add_gated(features, change, gate)
+        return torch.addcmul(features, change, gate.to(change.dtype)[:, :, None, None])
 
 
 class FilterEstimator(nn.Module):
@@ -210,12 +108,17 @@ class TERN(nn.Module):
         self.estimator = FilterEstimator(channels)
 
     def forward(self, features: Tensor, packed: PackedDates) -> Tensor:
-        """Register packed dates (date, channel, y, x)."""
-        filters = self.estimator(features, packed).unsqueeze(1)
+        """Register packed dates (date, channel, y, x) and average them: (batch, channel, y, x)."""
+        filters = self.estimator(features, packed)
+        if loops.is_for_loops(features):
+            windows = zip(features.split(packed.counts), filters.split(packed.counts), strict=True)
+            return torch.stack([loops.filter_dates(x, each / len(x)) for x, each in windows])
         # Channels as the batch and dates as groups: all channels of a date share its filter.
         swapped = features.transpose(0, 1).contiguous()
-        registered = F.conv2d(swapped, filters, padding=FILTER_PX // 2, groups=len(filters))
-        return registered.transpose(0, 1)
+        registered = F.conv2d(
+            swapped, filters.unsqueeze(1), padding=FILTER_PX // 2, groups=len(filters)
+        )
+        return packed.average(registered.transpose(0, 1))
 
 
 class Backbone(nn.Module):
@@ -251,7 +154,7 @@ class Backbone(nn.Module):
         for unit in self.units:
             features = unit(features, packed)
         features = F.leaky_relu(self.middle(features, packed)) + skip
-        fused = packed.average(self.registration(features, packed))
+        fused: Tensor = self.registration(features, packed)
         return fused.contiguous(memory_format=torch.channels_last)
 
 

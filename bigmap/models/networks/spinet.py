@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from bigmap.models.base import ClassEntry, ModelSpec, NetworkModel, probability_layer
 from bigmap.models.layers import BandStatistics, ConvNorm
 from bigmap.models.legends import CROPLAND
-from bigmap.models.networks.piunet import Backbone, PackedDates, choose_size
+from bigmap.models.networks import loops
+from bigmap.models.networks.piunet import Backbone, choose_size
+from bigmap.models.networks.temporal import PackedDates
 
 UPSCALE = 4
 SCALES = 4
@@ -39,20 +41,39 @@ class MultiResolutionFusion(nn.Module):
         )
         self.mixers = nn.ModuleList(ConvNorm(SCALES * channels, channels) for _ in range(SCALES))
         self.project = nn.Conv2d(SCALES * channels, outputs, 1)
+        self.folded = False
+
+    def fold(self) -> None:
+        """Convolve what is enlarged to the full resolution before it is; only in evaluation."""
+        self.folded = True
 
     def forward(self, features: Tensor) -> Tensor:
         """Turn features (batch, channel, y, x) into logits (batch, class, y, x)."""
         height, width = features.shape[-2:]
         step = 2 ** (SCALES - 1)
-        features = F.pad(features, (0, -width % step, 0, -height % step), mode="replicate")
+        if height % step or width % step:
+            features = F.pad(features, (0, -width % step, 0, -height % step), mode="replicate")
         branches = []
         for branch in self.branches:
-            features = F.leaky_relu(branch(features))
+            features = _activate(branch(features))
             branches.append(features)
-        mixed = [
-            F.leaky_relu(mixer(_gather(branches, scale))) for scale, mixer in enumerate(self.mixers)
-        ]
+        mixed = [self._mix(branches, scale) for scale in range(SCALES)]
         return self._project(mixed)[..., :height, :width]
+
+    def _mix(self, branches: list[Tensor], scale: int) -> Tensor:
+        """Join all branches at one scale and convolve them."""
+        mixer = self.mixers[scale]
+        assert isinstance(mixer, ConvNorm)
+        if scale or not self.folded or not loops.is_for_loops(branches[0]):
+            return _activate(mixer(_gather(branches, scale)))
+        weights = mixer.conv.weight.split(branches[0].shape[1], dim=1)
+        total = F.conv2d(branches[0], weights[0], mixer.conv.bias, padding=1)
+        for coarse, weight in zip(branches[1:], weights[1:], strict=True):
+            # One product for each weight of the kernel: rows, columns, then channels.
+            taps = weight.permute(2, 3, 0, 1).flatten(0, 2)
+            for window, image in zip(total, coarse, strict=True):
+                loops.add_convolved(window, image, taps)
+        return _activate(total)
 
     def _project(self, mixed: list[Tensor]) -> Tensor:
         """Project the scales joined at full resolution, each before it is enlarged.
@@ -173,6 +194,11 @@ class SpinetModel(NetworkModel):
 def _gather(branches: list[Tensor], scale: int) -> Tensor:
     """Bring all branches to one scale and join their channels."""
     return torch.cat([_resample(branch, i - scale) for i, branch in enumerate(branches)], dim=1)
+
+
+def _activate(values: Tensor) -> Tensor:
+    """Return the leaky ReLU of what nothing else needs."""
+    return F.leaky_relu(values, inplace=not torch.is_grad_enabled())
 
 
 def _resample(values: Tensor, octaves: int) -> Tensor:

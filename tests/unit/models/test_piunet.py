@@ -10,7 +10,8 @@ from torch import nn
 from bigmap.errors import ModelError
 from bigmap.models.importing import import_piunet
 from bigmap.models.layers import count_parameters, fold_norms
-from bigmap.models.networks.piunet import PackedDates, PIUnet, PiunetModel
+from bigmap.models.networks.piunet import PIUnet, PiunetModel
+from bigmap.models.networks.temporal import PackedDates
 from bigmap.models.published import Images, describe_images, import_weights
 from tests.unit.models.simulated_window import make_window
 
