@@ -140,7 +140,7 @@ def count_memory_gb(part: Part) -> float:
         (lattice.block_px * lattice.upscale) ** 2,
         spec,
         part.layers,
-        blends=part.windowing.overlap == "blend",
+        blended=4 * part.windowing.blend_px(lattice) / lattice.core_px,
     )
     shared = WEIGHT_COPIES * count_weight_bytes(part.model) + _resampling_bytes(part, cell)
     peak = count_peak_bytes(

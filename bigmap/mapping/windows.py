@@ -9,7 +9,7 @@ number of workers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,7 +71,11 @@ class Windowing:
 
 
 class Canvas:
-    """Collects the scores of windows for one region."""
+    """Collects the scores of windows for one region.
+
+    Where one window alone decides, its scores become layers at once. Sums are kept of the strips
+    along the borders of cores, over which neighbours blend.
+    """
 
     def __init__(
         self,
@@ -90,8 +94,8 @@ class Canvas:
         self.blend_px = windowing.blend_px(lattice)
         self.device = torch.device(windowing.device)
         self.observations = torch.zeros(grid.shape_of(roi), dtype=torch.int32, device=self.device)
-        self.sums: dict[str, Tensor] = {}
-        self.weights: Tensor | None = None
+        self.strips: dict[tuple[int, int], _Strip] = {}
+        """By axis, and the border that they lie along."""
         self.results: dict[str, Tensor] = {}
 
     def count_observations(self, cell: ROI, window: ROI, clear: Tensor) -> None:
@@ -107,21 +111,38 @@ class Canvas:
         if grid.is_empty(part):
             return
         cut = grid.scale(grid.relative(part, window), self.upscale)
-        place = grid.scale(grid.relative(part, self.roi), self.upscale)
         kept = {name: values[:, *cut] for name, values in scores.items()}
         self._check_finite(kept, part)
-        if not self.blend_px:
-            for layer, values in self._layers_of(kept).items():
-                self._result(layer)[..., *place] = values
-            return
-        weight = self._weight(core, part)
-        if self.weights is None:
-            self.weights = torch.zeros(self.shape, device=self.device)
-        self.weights[place] += weight
-        for name, values in kept.items():
-            if name not in self.sums:
-                self.sums[name] = torch.zeros((len(values), *self.shape), device=self.device)
-            self.sums[name][:, *place] += values * weight
+        for rows, row_border in self._divide(core[0], part[0]):
+            for cols, col_border in self._divide(core[1], part[1]):
+                place = rows, cols
+                inside = grid.scale(grid.relative(place, part), self.upscale)
+                values = {name: each[:, *inside] for name, each in kept.items()}
+                if row_border is not None:  # with the corners
+                    self._blend(core, place, values, (0, row_border))
+                elif col_border is not None:
+                    self._blend(core, place, values, (1, col_border))
+                else:
+                    self._settle(place, values)
+
+    @torch.inference_mode()
+    def finish(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all layers; nodata where no clear date or no window was."""
+        while self.strips:
+            _, strip = self.strips.popitem()
+            scores = {name: total / strip.weights for name, total in strip.sums.items()}
+            self._settle(strip.roi, scores, strip.weights > 0)
+        unseen = _repeat(self.observations == 0, self.upscale)
+        arrays = {}
+        for layer in self.layers:
+            if layer.name == OBSERVATIONS.name:
+                seen = self.observations.clamp(max=254).to(torch.uint8)
+                values = _repeat(seen, self.upscale)
+            else:
+                values = self._result(layer.name)
+            values.masked_fill_(unseen, layer.nodata)
+            arrays[layer.name] = values.cpu().numpy().astype(layer.dtype, copy=False)
+        return arrays
 
     def _check_finite(self, scores: Mapping[str, Tensor], part: ROI) -> None:
         """Refuse scores of which stored values could be made, but none that means anything."""
@@ -134,24 +155,50 @@ class Canvas:
                     "weights, or set inference.precision: float32"
                 )
 
-    def finish(self) -> dict[str, npt.NDArray[Any]]:
-        """Return all layers; nodata where no clear date or no window was."""
-        if self.weights is not None:
-            scores = {name: total / self.weights for name, total in self.sums.items()}
-            self.results = self._layers_of(scores)
-            missing = self.weights == 0
-            for name, values in self.results.items():
-                values.masked_fill_(missing, self._spec(name).nodata)
-        unseen = _repeat(self.observations == 0, self.upscale)
-        arrays = {}
-        for layer in self.layers:
-            if layer.name == OBSERVATIONS.name:
-                values = _repeat(self.observations.clamp(max=254), self.upscale)
+    def _divide(self, core: slice, part: slice) -> Iterator[tuple[slice, int | None]]:
+        """Yield the pieces of one axis: those that blend with their border, and the one between."""
+        pieces = (
+            (core.start - self.blend_px, core.start + self.blend_px, core.start),
+            (core.start + self.blend_px, core.stop - self.blend_px, None),
+            (core.stop - self.blend_px, core.stop + self.blend_px, core.stop),
+        )
+        for start, stop, border in pieces:
+            piece = slice(max(start, part.start), min(stop, part.stop))
+            if piece.start < piece.stop:
+                yield piece, border
+
+    def _blend(
+        self, core: ROI, place: ROI, scores: Mapping[str, Tensor], border: tuple[int, int]
+    ) -> None:
+        """Add weighted scores to the strip along a border."""
+        if border not in self.strips:
+            axis, middle = border
+            along = slice(middle - self.blend_px, middle + self.blend_px)
+            whole = (along, self.roi[1]) if axis == 0 else (self.roi[0], along)
+            roi = grid.intersect(whole, self.roi)
+            shape = grid.shape_of(grid.scale(roi, self.upscale))
+            self.strips[border] = _Strip(roi, torch.zeros(shape, device=self.device), {})
+        strip = self.strips[border]
+        weight = self._weight(core, place)
+        inside = grid.scale(grid.relative(place, strip.roi), self.upscale)
+        strip.weights[inside] += weight
+        for name, values in scores.items():
+            if name not in strip.sums:
+                shape = (len(values), *strip.weights.shape)
+                strip.sums[name] = torch.zeros(shape, device=self.device)
+            strip.sums[name][:, *inside] += values * weight
+
+    def _settle(
+        self, place: ROI, scores: Mapping[str, Tensor], is_known: Tensor | None = None
+    ) -> None:
+        """Write the layers of scores, of some pixels or of all, in their place."""
+        inside = grid.scale(grid.relative(place, self.roi), self.upscale)
+        for name, values in self._layers_of(scores).items():
+            result = self._result(name)[..., *inside]
+            if is_known is None:
+                result.copy_(values)
             else:
-                values = self._result(layer.name)
-            values = values.masked_fill(unseen, layer.nodata)
-            arrays[layer.name] = values.cpu().numpy().astype(layer.dtype, copy=False)
-        return arrays
+                result.copy_(torch.where(is_known, values.to(result.dtype), result))
 
     def _result(self, name: str) -> Tensor:
         if name not in self.results:
@@ -191,6 +238,17 @@ class Canvas:
             for axis, wanted in zip(core, part, strict=True)
         )
         return rows[:, None] * cols[None, :]
+
+
+@dataclass
+class _Strip:
+    """Sums of weighted scores along one border of cores."""
+
+    roi: ROI
+    weights: Tensor
+    """(y, x) at output resolution."""
+    sums: dict[str, Tensor]
+    """(channel, y, x)."""
 
 
 def _find_best(probability: Tensor, spec: ModelSpec) -> tuple[Tensor, Tensor]:

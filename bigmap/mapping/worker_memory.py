@@ -33,6 +33,10 @@ APPLYING_BYTES = 35
 """Of one pixel of a file, while a thread resamples it."""
 
 
+UNSEEN_BYTES = 3
+"""Of one output pixel: whether it was seen, and its observations while they are enlarged."""
+
+
 @dataclass(frozen=True)
 class CellLoad:
     """What a block reads of a cell."""
@@ -66,25 +70,24 @@ class CanvasLoad:
     """Of the block, at output resolution."""
     spec: ModelSpec
     layers: Sequence[LayerSpec]
-    blends: bool
+    blended: float
+    """Share of pixels along borders of cores, of which sums are kept."""
 
     @property
     def growing_bytes(self) -> float:
-        """While windows are added: sums of scores and weights, or the layers themselves."""
-        if self.blends:
-            return self.pixels * 4 * (self._scores() + 1)
-        return self.pixels * sum(_channels(each) * _stored_bytes(each) for each in self.layers)
+        """While windows are added: layers, and sums of scores and weights."""
+        layers = sum(_channels(each) * _stored_bytes(each) for each in self.layers)
+        return self.pixels * (layers + self.blended * 4 * (self._scores() + 1))
 
     @property
     def finishing_bytes(self) -> float:
-        """While layers are made of scores, and brought to what is written."""
-        written = sum(_channels(each) * np.dtype(each.dtype).itemsize for each in self.layers)
-        most = max((_channels(each) for each in self.layers), default=0)
-        if not self.blends:
-            return self.growing_bytes + self.pixels * (written + 4 * most + 1)
-        made = 4 * sum(_channels(each) for each in self.layers)
-        # Rounding a layer takes two more copies of it.
-        return self.growing_bytes + self.pixels * (4 * self._scores() + made + written + 8 * most)
+        """While layers are brought to what is written."""
+        written = sum(
+            _channels(each) * np.dtype(each.dtype).itemsize
+            for each in self.layers
+            if _stored_bytes(each) != np.dtype(each.dtype).itemsize
+        )
+        return self.growing_bytes + self.pixels * (written + UNSEEN_BYTES)
 
     def _scores(self) -> int:
         extra = (each for each in self.spec.extra_layers if each.name != "probability")

@@ -57,8 +57,15 @@ class MultiResolutionFusion(nn.Module):
         for branch in self.branches:
             features = _activate(branch(features))
             branches.append(features)
-        mixed = [self._mix(branches, scale) for scale in range(SCALES)]
-        return self._project(mixed)[..., :height, :width]
+        logits = torch.zeros((), device=features.device)
+        weights = self.project.weight.split(branches[0].shape[1], dim=1)
+        # The finest scale last, when what the others took is free. A projection of pixels and an
+        # interpolation may change places, and logits are fewer than features.
+        for scale in reversed(range(SCALES)):
+            bias = None if scale else self.project.bias
+            projected = F.conv2d(self._mix(branches, scale), weights[scale], bias)
+            logits = logits + _resample(projected, scale)
+        return logits[..., :height, :width]
 
     def _mix(self, branches: list[Tensor], scale: int) -> Tensor:
         """Join all branches at one scale and convolve them."""
@@ -74,18 +81,6 @@ class MultiResolutionFusion(nn.Module):
             for window, image in zip(total, coarse, strict=True):
                 loops.add_convolved(window, image, taps)
         return _activate(total)
-
-    def _project(self, mixed: list[Tensor]) -> Tensor:
-        """Project the scales joined at full resolution, each before it is enlarged.
-
-        A projection of pixels and an interpolation may change places, and logits are fewer than
-        features.
-        """
-        weights = self.project.weight.split(mixed[0].shape[1], dim=1)
-        logits: Tensor = F.conv2d(mixed[0], weights[0], self.project.bias)
-        for scale in range(1, SCALES):
-            logits = logits + _resample(F.conv2d(mixed[scale], weights[scale]), scale)
-        return logits
 
 
 class FullResolutionHead(nn.Module):

@@ -36,20 +36,20 @@ def test_many_masks_take_more_than_the_bands_of_one_date():
     assert many.reading_bytes == 1000 * 100 * 5
 
 
-def test_blending_sums_scores_and_trimming_stores_layers():
+def test_layers_are_held_and_sums_of_what_blends():
     layers = (CLASS, CONFIDENCE, OBSERVATIONS)
-    blending = CanvasLoad(100, CLASSES, layers, blends=True)
-    assert blending.growing_bytes == 100 * 4 * (2 + 1)
-    assert blending.finishing_bytes == 100 * (12 + 4 * 2 + 4 * 3 + 3 + 8)
-    trimming = CanvasLoad(100, IMAGE, (OBSERVATIONS, *IMAGE.extra_layers), blends=False)
+    blending = CanvasLoad(100, CLASSES, layers, blended=0.5)
+    assert blending.growing_bytes == 100 * (3 + 0.5 * 4 * (2 + 1))
+    assert blending.finishing_bytes == blending.growing_bytes + 100 * 3
+    trimming = CanvasLoad(100, IMAGE, (OBSERVATIONS, *IMAGE.extra_layers), blended=0)
     # uint16 is held as int32.
     assert trimming.growing_bytes == 100 * (1 + 2 * 4)
-    assert trimming.finishing_bytes == 100 * (9 + (1 + 4) + 8 + 1)
+    assert trimming.finishing_bytes == 100 * (9 + 2 * 2 + 3)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_one_block_predicts_while_the_others_read(blocks):
-    canvas = CanvasLoad(1_000_000, CLASSES, (CLASS,), blends=True)
+    canvas = CanvasLoad(1_000_000, CLASSES, (CLASS,), blended=0.1)
     waiting = canvas.growing_bytes + CELL.reading_bytes
     found = count_peak_bytes(CELL, canvas, pass_bytes=5e9, shared_bytes=1e8, blocks=blocks)
     arrays = 1e8 + canvas.growing_bytes + CELL.held_bytes + (blocks - 1) * waiting
