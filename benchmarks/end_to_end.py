@@ -170,7 +170,7 @@ def prepare_simulated(side_blocks: int, last_day: dt.date) -> Case:
     name = f"simulated-{side_blocks}x{side_blocks}-{last_day}"
     folder = WORK / f"scenes-{VERSION}-{name}"
     items = folder / "items.json"
-    recipe = adapt_recipe(name)
+    recipe = adapt_recipe(name, block_px=1024)
     block_px, gsd_m = recipe["grid"]["block_px"], recipe["grid"]["gsd_m"]
     side_px = side_blocks * block_px
     left, top = CORNER_M
