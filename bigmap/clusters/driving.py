@@ -12,18 +12,18 @@ import logging
 import math
 import pickle
 import time
-import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
-from distributed import CancelledError, Client, Future, WorkerPlugin, get_worker, wait
+from distributed import CancelledError, Client, Future, wait
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
+from bigmap.clusters.tasks import Item, Outcome, Policy, Result, Task, Work, do_task
 from bigmap.errors import (
     BigmapError,
     BlockTimeoutError,
@@ -34,117 +34,21 @@ from bigmap.errors import (
     RunError,
     SamplesError,
     UnfitFileError,
-    drop_causes,
 )
 from bigmap.redaction import redact
 
 LOG = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 3
-MAX_LOSSES = 10
-"""A lost worker is no fault of its tasks; but a task that has lost so many may well be why."""
 SUSPECT_LOSSES = 3
 """A task that has lost so many waits for the end and then runs alone, so that one which takes its
 workers' memory does not take the others' tasks with it."""
 RETRY_DELAY_S = 5.0
-IN_FLIGHT_PER_SLOT = 2
 COUNT_WORKERS_S = 5.0
-TICK_S = 5.0
 BRING_ROUNDS = 10
 END_WORKER_S = 60.0
 """How long a new worker in the place of one that was ended is waited for."""
 ENDS_ALL = (LeaseError, ModelError, SamplesError)
 """What no other task would escape: the user must change something."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-Tell = Callable[[str], None]
-"""Sends a line from a task to the driver."""
-
-
-class Work(WorkerPlugin, Generic[Result]):
-    """What all tasks of one kind share; it goes to a worker once, also to one that comes late.
-
-    Parameters
-    ----------
-    do
-        Does a task, called with what travels for it; can be pickled. A kind that needs more than
-        that has a :meth:`run` of its own.
-    prepare
-        Called once on each worker before its first task.
-    """
-
-    def __init__(
-        self,
-        do: Callable[[Any], Result] | None = None,
-        prepare: Callable[[], None] | None = None,
-    ) -> None:
-        self.name = f"bigmap-{uuid.uuid4().hex}"
-        self.do = do
-        self.prepare = prepare
-        self.tells_start = False
-
-    def setup(self, worker: Any) -> None:
-        """Prepare a worker."""
-        del worker
-        if self.prepare is not None:
-            self.prepare()
-
-    def run(self, payload: Any, tell: Tell) -> Result:
-        """Do a task, on a worker."""
-        del tell
-        assert self.do is not None
-        return self.do(payload)
-
-
-@dataclass(frozen=True)
-class Task(Generic[Item]):
-    """One task."""
-
-    item: Item
-    """What it is about."""
-    name: str
-    """For messages, such as ``block r1c2``."""
-    payload: Any
-    """What travels to the worker."""
-    worker: str | None = None
-    """Address of the only worker that may do it; by default any does."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What a kind of tasks needs beyond what is done for all."""
-
-    advice: str = "start again"
-    """What a user does when the cluster is lost."""
-    loss_advice: str = "give the workers more memory"
-    """What a user does when a task has lost all the workers that had it."""
-    losses: int = field(default_factory=lambda: MAX_LOSSES)
-    attempts: int = field(default_factory=lambda: MAX_ATTEMPTS)
-    timeout_s: float | None = None
-    """After which a task is given up and its worker is ended."""
-    timeout_advice: str = ""
-    per_slot: int = field(default_factory=lambda: IN_FLIGHT_PER_SLOT)
-    most_per_worker: int | None = None
-    """Tasks that a worker does at once, if fewer than it has threads."""
-    tick_s: float = field(default_factory=lambda: TICK_S)
-    """How often at least ``watch`` is called."""
-
-
-@dataclass(frozen=True)
-class Outcome(Generic[Item, Result]):
-    """What came of a task."""
-
-    item: Item
-    attempts: int
-    error: BigmapError | None
-    result: Result | None = None
-
-    def take(self) -> Result:
-        """Return the result, or raise why there is none."""
-        if self.error is not None:
-            raise self.error
-        return self.result  # type: ignore[return-value] # a task may return None
 
 
 def _say_nothing(message: str) -> None:
@@ -439,7 +343,7 @@ class _Driver(Generic[Item, Result]):
             flights = list(group)
             keys = [self._make_key(flight.task) for flight in flights]
             futures = self.client.map(
-                _do,
+                do_task,
                 [self.work.name] * len(flights),
                 keys,
                 [flight.task.payload for flight in flights],
@@ -520,22 +424,3 @@ class _Driver(Generic[Item, Result]):
             LOG.debug("%s failed", task.name, exc_info=error)
             told = RunError(said)
         return Outcome(task.item, attempt, told)
-
-
-@drop_causes()
-def _do(work: str, key: str, payload: Any) -> None:
-    """Do a task and tell the driver.
-
-    The result travels as an event, which comes before the news that the task is done: fetching
-    results took most of the driver's time, and they were lost with a worker that had done its task.
-    """
-    worker = get_worker()
-    held: Any = worker.plugins[work]
-
-    def send(kind: str, content: Any) -> None:
-        worker.log_event(work, [key, kind, content, worker.address])
-
-    if held.tells_start:
-        send("started", None)
-    result = held.run(payload, lambda line: send("told", line))
-    send("done", pickle.dumps(result))

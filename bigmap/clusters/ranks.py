@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from distributed import Client, get_worker
 
-from bigmap.clusters.driving import Policy, Task, Tell, Work, drive
+from bigmap.clusters.driving import drive
+from bigmap.clusters.tasks import Policy, Task, Tell, Work
 from bigmap.errors import BigmapError, ClusterError, LostRankError, LostTaskError, RunError
 
 LOOPBACK = "127.0.0.1"

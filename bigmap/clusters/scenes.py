@@ -10,7 +10,8 @@ from typing import Any
 
 from distributed import Client
 
-from bigmap.clusters.driving import Policy, Task, Tell, Work, drive
+from bigmap.clusters.driving import drive
+from bigmap.clusters.tasks import Policy, Task, Tell, Work
 from bigmap.errors import RunError
 from bigmap.simulate import SceneRequest, SceneTask, split_tasks, start_pool
 

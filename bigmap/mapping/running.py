@@ -18,7 +18,8 @@ from typing import Any
 
 from distributed import Client
 
-from bigmap.clusters.driving import Policy, Task, Work, drive, map_on
+from bigmap.clusters.driving import drive, map_on
+from bigmap.clusters.tasks import Policy, Task, Work
 from bigmap.errors import LostClusterError, OutputError, ReadError, RunError, StoppedError
 from bigmap.grid import ROI
 from bigmap.lease import Lease

@@ -14,8 +14,9 @@ from distributed import Client
 from distributed.comm import CommClosedError
 
 from bigmap.clusters import open_cluster
-from bigmap.clusters.driving import Policy, Work, _Driver
+from bigmap.clusters.driving import _Driver
 from bigmap.clusters.local import start_local
+from bigmap.clusters.tasks import Policy, Work
 from bigmap.config import parse_recipe
 from bigmap.mapping.ledger import Ledger
 from bigmap.mapping.places import Attempt
@@ -41,8 +42,8 @@ def kill_own_worker(job, block, rows):
 @pytest.mark.parametrize(("kills", "state"), [(1, "empty"), (2, "failed")])
 def test_a_lost_worker_is_no_failure_of_its_block(tmp_path, monkeypatch, kills, state):
     # One failure would be too much here, and so would two lost workers.
-    monkeypatch.setattr("bigmap.clusters.driving.MAX_ATTEMPTS", 1)
-    monkeypatch.setattr("bigmap.clusters.driving.MAX_LOSSES", 2)
+    monkeypatch.setattr("bigmap.clusters.tasks.MAX_ATTEMPTS", 1)
+    monkeypatch.setattr("bigmap.clusters.tasks.MAX_LOSSES", 2)
     monkeypatch.setenv("BIGMAP_TEST_KILLS", str(kills))
     plan = make_plan(tmp_path, 64)
     raw = {"kind": "local", "workers": 1, "blocks_per_worker": 1, "memory_gb": 4}
@@ -114,10 +115,10 @@ def test_a_block_that_hangs_is_given_up_and_those_behind_it_are_not(
     tmp_path, monkeypatch, hangs, state
 ):
     monkeypatch.setattr("bigmap.clusters.driving.RETRY_DELAY_S", 0.01)
-    monkeypatch.setattr("bigmap.clusters.driving.TICK_S", 0.2)
+    monkeypatch.setattr("bigmap.clusters.tasks.TICK_S", 0.2)
     # Those behind it lose their worker too, which no block may here but for a block that hung.
-    monkeypatch.setattr("bigmap.clusters.driving.MAX_LOSSES", 1)
-    monkeypatch.setattr("bigmap.clusters.driving.IN_FLIGHT_PER_SLOT", 8)
+    monkeypatch.setattr("bigmap.clusters.tasks.MAX_LOSSES", 1)
+    monkeypatch.setattr("bigmap.clusters.tasks.IN_FLIGHT_PER_SLOT", 8)
     monkeypatch.setenv("BIGMAP_TEST_HANGS", str(hangs))
     plan = make_plan(tmp_path, 64)
     raw = plan.recipe.model_dump(mode="json") | {

@@ -100,7 +100,7 @@ def test_what_cannot_be_read_for_a_moment_is_read_again(client, tmp_path, monkey
     with pytest.raises(UnfitFileError, match=r"^labels\.tif: has 3 bands$"):
         list(map_on(client, Square(str(tmp_path), unfit=2), range(9)))
     assert len(list(tmp_path.glob("unfit*"))) == 1, "trying again does not help"
-    monkeypatch.setattr("bigmap.clusters.driving.MAX_ATTEMPTS", 2)
+    monkeypatch.setattr("bigmap.clusters.tasks.MAX_ATTEMPTS", 2)
     (tmp_path / "other").mkdir()
     with pytest.raises(ReadError, match=r"^labels\.tif: HTTP response code: 503$"):
         list(map_on(client, Square(str(tmp_path / "other"), misses=3), range(9)))

@@ -8,8 +8,8 @@ from distributed import core
 from distributed.protocol import pickle
 from rasterio.errors import RasterioIOError
 
-from bigmap.clusters import driving
-from bigmap.clusters.driving import Work
+from bigmap.clusters import tasks
+from bigmap.clusters.tasks import Work
 from bigmap.errors import CatalogError, ReadError, drop_causes
 
 
@@ -53,8 +53,8 @@ def fail(*_):
 
 def test_a_task_drops_what_cannot_travel(monkeypatch):
     worker = SimpleNamespace(plugins={"work": Work(fail)}, address="", log_event=lambda *_: None)
-    monkeypatch.setattr(driving, "get_worker", lambda: worker)
-    assert type(travel(catch(driving._do, "work", "key", "item"))) is ReadError
+    monkeypatch.setattr(tasks, "get_worker", lambda: worker)
+    assert type(travel(catch(tasks.do_task, "work", "key", "item"))) is ReadError
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bigmap.clusters.driving import Policy, map_on
+from bigmap.clusters.driving import map_on
+from bigmap.clusters.tasks import Policy
 from bigmap.config.training import SamplesConfig
 from bigmap.errors import SamplesError
 from bigmap.files import parse_json, write_atomically

@@ -12,7 +12,8 @@ import geopandas as gpd
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from bigmap.clusters.driving import ENDS_ALL, Outcome, Policy, Task, Work
+from bigmap.clusters.driving import ENDS_ALL
+from bigmap.clusters.tasks import Outcome, Policy, Task, Work
 from bigmap.errors import BigmapError
 from bigmap.lease import Lease
 from bigmap.mapping.plans import Plan
