@@ -242,11 +242,6 @@ def make_lattice(
             f"grid.{field}: {lattice.core_px} is not a multiple of {multiple}, which "
             f"{model.spec.name} needs"
         )
-    if settings.block_px % lattice.extent_step_px:
-        raise RecipeError(
-            f"grid.block_px: {settings.block_px} is not a multiple of {lattice.extent_step_px}, "
-            "the least size of whole cells and whole shards"
-        )
     if recipe.reading.loader == "stackstac":
         try:
             epsg_of(crs)

@@ -155,8 +155,8 @@ class RunFolder:
             is_own = self.exists()
         if not is_own:
             raise OutputError(
-                f"output.path: {self.output} exists and is not a map of bigmap, so it is not "
-                "overwritten; remove it yourself, or choose another place"
+                f"{self.output} exists and was not made by bigmap, so it is not overwritten; "
+                "remove it yourself, or choose another place"
             )
 
     def clear(self, lease: Lease) -> None:

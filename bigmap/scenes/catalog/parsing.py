@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from shapely.geometry.base import BaseGeometry
 
@@ -41,7 +42,7 @@ from bigmap.scenes.catalog.products import (
     require_sentinel_2,
     tile_of,
 )
-from bigmap.scenes.catalog.projection import footprint_of, solar_day_of
+from bigmap.scenes.catalog.projection import Bounds, footprint_of, solar_day_of
 from bigmap.scenes.items import AssetRow, ItemRow
 from bigmap.scenes.radiometry import Harmonise
 
@@ -71,6 +72,17 @@ class ParsedItem:
     findings: tuple[Finding, ...] = field(default=())
     stripped: frozenset[str] = frozenset()
     """Assets whose hrefs held a secret, which is not kept."""
+
+
+class _Identity(TypedDict):
+    """Part of a :class:`ParsedItem`."""
+
+    datatake: str | None
+    platform: str | None
+    datastrip: str | None
+    part: str | None
+    level: str | None
+    processed: tuple[str, str, str]
 
 
 def parse_item(
@@ -111,20 +123,11 @@ def parse_item(
     epsg = epsg_of(properties, choices.values())
     grids = {name: grid_of(choice, properties) for name, choice in choices.items()}
     bounds = bounds_of(grids.values())
+    widened = widen(bounds, claimed_bounds(properties, footprint, epsg))
     time = time_of(item)
     dn_shift, findings = decide_offset(
         item, {name: choices[name] for name in bands}, harmonise=harmonise
     )
-    own_footprint = footprint_of(bounds, epsg)
-    widened = widen(bounds, claimed_bounds(properties, footprint, epsg))
-    if mixed := [name for name, choice in choices.items() if is_mixed(choice.asset, properties)]:
-        detail = f"proj:shape and proj:transform of {', '.join(mixed)} are of different grids"
-        findings += (Finding("bounds", str(item["id"]), detail),)
-    if widened != bounds:
-        detail = (
-            f"its grid ends {shortfall_m(bounds, widened):,.0f} m before its geometry or proj:bbox"
-        )
-        findings += (Finding("bounds", str(item["id"]), detail),)
     row = ItemRow(
         id=str(item["id"]),
         collection=collection_of(item),
@@ -142,28 +145,52 @@ def parse_item(
         },
     )
     given = {name: str(choice.asset["href"]) for name, choice in choices.items()}
-    datatake = first_of(properties, DATATAKE_NAMES)
-    platform = properties.get("platform")
     return ParsedItem(
         row=row,
-        footprint=footprint or own_footprint,
-        datatake=BASELINE_IN_NAME.sub("", str(datatake)) if datatake else None,
-        platform=str(platform).lower() if platform else None,
-        datastrip=find_in(_SENSING_IN_DATASTRIP, properties.get("s2:datastrip_id")),
-        part=(
+        footprint=footprint or footprint_of(bounds, epsg),
+        **_identify(item),
+        findings=(*findings, *_find_bounds(item, choices, bounds, widened)),
+        stripped=frozenset(name for name, href in given.items() if clean_href(href) != href),
+    )
+
+
+def _find_bounds(
+    item: Item, choices: Mapping[str, Choice], bounds: Bounds, widened: Bounds
+) -> Iterator[Finding]:
+    """Yield what does not fit in what an item says of its place."""
+    name = str(item["id"])
+    mixed = [band for band, each in choices.items() if is_mixed(each.asset, item["properties"])]
+    if mixed:
+        detail = f"proj:shape and proj:transform of {', '.join(mixed)} are of different grids"
+        yield Finding("bounds", name, detail)
+    if widened != bounds:
+        detail = (
+            f"its grid ends {shortfall_m(bounds, widened):,.0f} m before its geometry or proj:bbox"
+        )
+        yield Finding("bounds", name, detail)
+
+
+def _identify(item: Item) -> _Identity:
+    """Return what tells an item's duplicates from others."""
+    properties = item["properties"]
+    datatake = first_of(properties, DATATAKE_NAMES)
+    platform = properties.get("platform")
+    return {
+        "datatake": BASELINE_IN_NAME.sub("", str(datatake)) if datatake else None,
+        "platform": str(platform).lower() if platform else None,
+        "datastrip": find_in(_SENSING_IN_DATASTRIP, properties.get("s2:datastrip_id")),
+        "part": (
             find_in(_PART_IN_PRODUCT, properties.get("s2:product_uri"))
             or find_in(_PART_IN_PRODUCT, item["id"])
             or find_in(_PART_IN_ID, item["id"])
         ),
-        level=level_of(item),
-        processed=(
+        "level": level_of(item),
+        "processed": (
             sortable_time(first_of(properties, PROCESSED_NAMES)),
             sortable_time(properties.get("created")),
             sortable_time(properties.get("updated")),
         ),
-        findings=findings,
-        stripped=frozenset(name for name, href in given.items() if clean_href(href) != href),
-    )
+    }
 
 
 def _href_of(asset: Asset, item: Item, location: str | None) -> str:

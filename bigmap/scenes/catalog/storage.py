@@ -285,11 +285,9 @@ def load_items(path: str) -> Catalogue:
                 rows = _to_table(_resolve_folders(stored.read(columns=names), path))
             _check_rows(rows)
     except FileNotFoundError as error:
-        raise CatalogError(f"{path} does not exist; run without --resume to make it") from error
+        raise CatalogError(f"{path} does not exist") from error
     except (*storage_errors(), *MALFORMED) as error:
-        raise CatalogError(
-            f"{path} is not a catalogue that bigmap saved ({error}); delete it and run again"
-        ) from error
+        raise CatalogError(f"{path} is not a catalogue that bigmap saved ({error})") from error
     return Catalogue(rows, audit)
 
 

@@ -132,3 +132,25 @@ def test_odd_attributes_of_a_map_are_not_its_own(finished, attributes):
     run.check_removable()
     with pytest.raises(OutputError, match=r"is damaged|its content is not what"):
         run.check_plan(plan)
+
+
+@pytest.mark.parametrize("content", [None, b"no parquet"])
+def test_items_that_are_lost_or_damaged_leave_one_advice(tmp_path, content):
+    """Without them a run can neither go on nor make them again."""
+    items = tmp_path / "map.run" / "items.parquet"
+    items.parent.mkdir()
+    if content is not None:
+        items.write_bytes(content)
+    fault = r"items\.parquet (does not exist|is not a catalogue that bigmap saved.*)"
+    advice = "put it back from a copy, or start again with --overwrite"
+    with pytest.raises(OutputError, match=f"{fault}; {advice}$"):
+        RunFolder(str(tmp_path / "map.zarr")).part("").read_items()
+
+
+@pytest.mark.parametrize("name", ["map.zarr", "chips.zarr"])
+def test_what_bigmap_did_not_make_is_not_removed(tmp_path, name):
+    """Be it in the way of a map or of samples."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.pdf").write_text("years")
+    with pytest.raises(OutputError, match=rf"{name} exists and was not made by bigmap"):
+        RunFolder(str(tmp_path / name)).check_removable()
