@@ -23,6 +23,7 @@ from bigmap.mapping.worker_memory import (
 )
 from bigmap.models.dry_pass import PassSize, count_pass_bytes
 from bigmap.models.layers import count_weight_bytes
+from bigmap.models.networks.temporal import FoldedAttention
 from bigmap.scenes.items import AssetRow
 
 WEIGHT_COPIES = 3
@@ -31,6 +32,8 @@ PASS_SCRATCH = 1.05
 """What kernels take beside their tensors; our choice. Without it and the third copy of weights, the
 largest networks took 2 to 4 % more than was said (hrnet and sr-hrnet, full, one window of 2 dates).
 """
+COMPILER_BYTES = 100e6
+"""Of Numba and what it compiled, for models that predict with it."""
 RESAMPLING_PLANS = 6
 """Kept for the grids of the files that cells in hand lie in."""
 COUNTED_BLOCKS = 64
@@ -142,7 +145,11 @@ def count_memory_gb(part: Part) -> float:
         part.layers,
         blended=4 * part.windowing.blend_px(lattice) / lattice.core_px,
     )
-    shared = WEIGHT_COPIES * count_weight_bytes(part.model) + _resampling_bytes(part, cell)
+    shared = (
+        WEIGHT_COPIES * count_weight_bytes(part.model)
+        + _resampling_bytes(part, cell)
+        + COMPILER_BYTES * _runs_loops(part)
+    )
     peak = count_peak_bytes(
         cell,
         canvas,
@@ -224,6 +231,13 @@ def _pass_bytes(part: Part, dates: int) -> float:
     samples = size.windows * dates * len(part.model.spec.bands) * size.side_px**2
     tensors = PASS_SCRATCH * count_pass_bytes(optimise(part.model), size)
     return max(tensors, PREPARED_BYTES * samples)
+
+
+def _runs_loops(part: Part) -> bool:
+    """Tell whether the model predicts with compiled loops."""
+    if part.windowing.device == "cuda" or part.windowing.precision != "float32":
+        return False
+    return any(isinstance(each, FoldedAttention) for each in optimise(part.model).modules())
 
 
 def _resampling_bytes(part: Part, cell: CellLoad) -> float:
