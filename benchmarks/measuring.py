@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -41,6 +42,10 @@ class Measured:
     """Most memory of it and all its children together, shared pages counted once."""
     output: str
     """What it wrote to standard output."""
+    user_s: float
+    """Processor time of it and all its children, in the program."""
+    system_s: float
+    """The same, in the system."""
 
 
 def run_measured(command: Sequence[str], log: Path) -> Measured:
@@ -52,7 +57,7 @@ def run_measured(command: Sequence[str], log: Path) -> Measured:
         If it fails; its messages are in the log.
     """
     with log.open("w") as errors, log.with_suffix(".out").open("w+") as output:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         process = psutil.Popen(command, stdout=output, stderr=errors, cwd=ROOT)
         peak = 0
         while True:
@@ -63,10 +68,12 @@ def run_measured(command: Sequence[str], log: Path) -> Measured:
             except psutil.TimeoutExpired:
                 continue
         seconds = time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         output.seek(0)
         if process.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}, see {log}")
-        return Measured(seconds, peak, output.read())
+        user_s, system_s = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
+        return Measured(seconds, peak, output.read(), user_s, system_s)
 
 
 def run_in_turn(
