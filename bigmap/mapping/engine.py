@@ -207,7 +207,7 @@ def prepare(pixels: Tensor, clear: Tensor, *, empty: Tensor) -> Tensor:
     if pixels.dtype == torch.int16:
         dn = pixels.to(torch.int32) & 0xFFFF
         has_data = (dn != NODATA).all(dim=2)
-        reflectance = dn.to(torch.float32) * DN_SCALE + DN_OFFSET
+        reflectance = dn.to(torch.float32).mul_(DN_SCALE).add_(DN_OFFSET)
     else:
         reflectance = pixels
         has_data = reflectance.isfinite().all(dim=2)

@@ -55,7 +55,7 @@ class BandStatistics(nn.Module):
 
     def forward(self, reflectance: Tensor) -> Tensor:
         """Standardise reflectance (..., band, y, x)."""
-        return (reflectance - self.mean[:, None, None]) / self.std[:, None, None]
+        return (reflectance - self.mean[:, None, None]).div_(self.std[:, None, None])
 
     def restore(self, values: Tensor) -> Tensor:
         """Turn standardised values (..., band, y, x) back into reflectance."""
