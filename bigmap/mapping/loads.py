@@ -218,7 +218,7 @@ def _layer_bytes(part: Part) -> int:
 
 
 def _pass_bytes(part: Part, dates: int) -> float:
-    """Return what the model takes for a batch of windows; on a GPU it is the GPU's."""
+    """Return what the heap takes for a batch of windows; on a GPU it is the GPU's memory."""
     if part.windowing.device == "cuda":
         return 0.0
     lattice = part.lattice
@@ -230,7 +230,7 @@ def _pass_bytes(part: Part, dates: int) -> float:
     )
     samples = size.windows * dates * len(part.model.spec.bands) * size.side_px**2
     tensors = PASS_SCRATCH * count_pass_bytes(optimise(part.model), size)
-    return max(tensors, PREPARED_BYTES * samples)
+    return part.model.heap_share * max(tensors, PREPARED_BYTES * samples)
 
 
 def _runs_loops(part: Part) -> bool:

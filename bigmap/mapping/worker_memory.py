@@ -13,16 +13,12 @@ import numpy as np
 
 from bigmap.models import LayerSpec, ModelSpec
 
-IDLE_BYTES = 500e6
-"""A worker of Dask that has imported all it needs: measured, 0.49 GB."""
+IDLE_BYTES = 480e6
+"""A worker of Dask that has imported all it needs: measured, 0.46 to 0.49 GB."""
 KEPT_BYTES = 150e6
 """What the C library keeps of freed memory: up to 0.27 GB, :data:`bigmap.machine.ALLOCATOR`."""
 HEAP_SHARE = 1.2
 """What the heap takes for each byte of arrays in use; the rest lies in holes between them."""
-PASS_SHARE = 1.85
-"""The same of a pass, whose tensors have many sizes: 1.2 to 1.85 measured, of SPInet alone 1.4 to
-1.85, since holes depend on what other threads take. With each tensor returned to the system it is
-1.03, for several times the time in the system: :data:`bigmap.machine.ALLOCATOR`."""
 PREPARED_BYTES = 18
 """Of one sample while pixels become reflectance: see :func:`bigmap.mapping.engine.prepare`."""
 MASK_BYTES = 5
@@ -113,13 +109,13 @@ def count_peak_bytes(
     cell, canvas
         Of one block.
     pass_bytes
-        What the model takes for a batch; one block at a time predicts.
+        What the heap takes for a batch, holes included; one block at a time predicts.
     shared_bytes
         What all blocks share: weights, plans of resampling.
     blocks
         In hand at once.
     """
     waiting = max(canvas.growing_bytes + cell.reading_bytes, canvas.finishing_bytes)
-    predicting = HEAP_SHARE * (canvas.growing_bytes + cell.held_bytes) + PASS_SHARE * pass_bytes
+    predicting = HEAP_SHARE * (canvas.growing_bytes + cell.held_bytes) + pass_bytes
     others = HEAP_SHARE * (shared_bytes + (blocks - 1) * waiting)
     return IDLE_BYTES + KEPT_BYTES + others + max(predicting, HEAP_SHARE * waiting)

@@ -194,6 +194,8 @@ class DbpnModel(NetworkModel):
         If an option is not one of these.
     """
 
+    heap_share = 2.2
+
     def __init__(
         self,
         *,

@@ -290,6 +290,8 @@ class HrnetModel(SingleImageModel):
         Whether the head gathers object context from the whole window. The paper's code has none.
     """
 
+    heap_share = 2.05
+
     def __init__(
         self,
         *,

@@ -126,6 +126,8 @@ class SrHrnetModel(NetworkModel):
     for a loss.
     """
 
+    heap_share = 2.05
+
     def __init__(
         self,
         *,

@@ -35,6 +35,8 @@ class SmallConvModel(MapModel):
         Of the random weights.
     """
 
+    heap_share = 1.7
+
     def __init__(self, *, upscale: int = 2, width: int = 8, depth: int = 2, seed: int = 0) -> None:
         super().__init__()
         if not 1 <= upscale <= 8 or not 1 <= width <= 256 or not 1 <= depth <= 32:

@@ -6,7 +6,6 @@ from bigmap.mapping.worker_memory import (
     HEAP_SHARE,
     IDLE_BYTES,
     KEPT_BYTES,
-    PASS_SHARE,
     CanvasLoad,
     CellLoad,
     count_peak_bytes,
@@ -53,5 +52,5 @@ def test_one_block_predicts_while_the_others_read(blocks):
     waiting = canvas.growing_bytes + CELL.reading_bytes
     found = count_peak_bytes(CELL, canvas, pass_bytes=5e9, shared_bytes=1e8, blocks=blocks)
     arrays = 1e8 + canvas.growing_bytes + CELL.held_bytes + (blocks - 1) * waiting
-    heap = HEAP_SHARE * arrays + PASS_SHARE * 5e9
+    heap = HEAP_SHARE * arrays + 5e9
     assert found == pytest.approx(IDLE_BYTES + KEPT_BYTES + heap)
