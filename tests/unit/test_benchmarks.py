@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 pytest.importorskip("psutil")
 
-from benchmarks import end_to_end, measuring, resampling
+from benchmarks import end_to_end, measuring, plain_spinet, resampling
+from bigmap.mapping.engine import optimise
+from bigmap.models.networks.spinet import SpinetModel
 
 BENCHMARKS = Path(measuring.__file__).parent
 
@@ -130,3 +133,23 @@ def test_chunks_are_joined_as_they_lie():
 def test_the_script_by_hand_stays_one_that_is_written_by_hand():
     lines = (BENCHMARKS / "by_hand.py").read_text().splitlines()
     assert len(lines) <= 60
+
+
+@pytest.mark.parametrize("size", ["small", "full"])
+def test_the_plain_network_is_the_same_network(size):
+    """The yardstick of speed computes what ours does, from the same weights."""
+    torch.manual_seed(0)
+    model = SpinetModel(size=size).eval()
+    for each in model.modules():
+        if isinstance(each, torch.nn.BatchNorm2d):
+            each.running_mean.normal_(0, 0.2)
+            each.running_var.uniform_(0.5, 2)
+    plain = plain_spinet.load(model.state_dict())
+    reflectance = 0.4 * torch.rand(3, 12, 16, 24)
+    valid = torch.ones(1, 3, dtype=torch.bool)
+    with torch.inference_mode():
+        wanted = plain(reflectance)
+        clear = torch.ones(1, 3, 16, 24, dtype=torch.bool)
+        found = optimise(model).compute(reflectance[None], valid, clear)["logits"][0]
+    assert wanted.std() > 1e-3
+    assert torch.allclose(found, wanted, atol=1e-4 * float(wanted.std()) + 1e-6)
