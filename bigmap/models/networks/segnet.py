@@ -182,6 +182,8 @@ class SegnetModel(NetworkModel):
         If an option is not one of these.
     """
 
+    heap_share = 2.3
+
     def __init__(
         self,
         *,
