@@ -71,7 +71,7 @@ def take_place(plan: Plan, attempt: Attempt, note: Callable[[str], None]) -> Ite
                 f"{plan.purpose.field}: {folder.output}: its run was removed; start it again"
             )
         else:
-            folder.clear(lease)
+            folder.clear(lease, plan.purpose.field)
             folder.create(plan, lease)
         lease.check()
         yield Taken(folder, lease)
@@ -105,7 +105,7 @@ def check_place(recipe: Recipe, purpose: Purpose, attempt: Attempt) -> bool:
         )
     folder.check_own()
     if attempt.overwrite:
-        folder.check_removable()
+        folder.check_removable(field)
     if "://" not in output:
         _check_writable(Path(output), field)
     if attempt.overwrite or not taken:

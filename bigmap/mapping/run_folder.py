@@ -136,8 +136,13 @@ class RunFolder:
         """Read a file of the folder; see :func:`read_file`."""
         return read_file(f"{locate(self.path)[1]}/{name}", self.path, parse)
 
-    def check_removable(self) -> None:
+    def check_removable(self, field: str) -> None:
         """Refuse to remove what bigmap has not made.
+
+        Parameters
+        ----------
+        field
+            Of the recipe that names the output.
 
         Raises
         ------
@@ -155,19 +160,26 @@ class RunFolder:
             is_own = self.exists()
         if not is_own:
             raise OutputError(
-                f"{self.output} exists and was not made by bigmap, so it is not overwritten; "
-                "remove it yourself, or choose another place"
+                f"{field}: {self.output} exists and was not made by bigmap, so it is not "
+                "overwritten; remove it yourself, or choose another place"
             )
 
-    def clear(self, lease: Lease) -> None:
+    def clear(self, lease: Lease, field: str) -> None:
         """Remove the output and all that belongs to it but its lease.
+
+        Parameters
+        ----------
+        lease
+            Which this driver holds.
+        field
+            As for :meth:`check_removable`.
 
         Raises
         ------
         OutputError
             If what lies there is not of bigmap, or the run folder not that of such a run.
         """
-        self.check_removable()
+        self.check_removable(field)
         self.check_own()
         lease.check()
         # The output first: what is killed in between can be resumed.

@@ -239,7 +239,7 @@ def open_overview(case: Path) -> None:
 def replace_map(case: Path) -> None:
     """Tell whether a map is there and may be removed."""
     has_map(str(case / "map.zarr"))
-    RunFolder(str(case / "map.zarr")).check_removable()
+    RunFolder(str(case / "map.zarr")).check_removable("output.path")
 
 
 def seal_card(files: Files) -> Files:

@@ -42,7 +42,7 @@ def test_a_folder_that_has_the_name_by_chance_is_left_alone(tmp_path, flags, mar
     lease = Lease(str(folder))
     lease.acquire()
     with pytest.raises(OutputError, match="is not the run folder of a map"):
-        RunFolder(str(tmp_path / "map.zarr")).clear(lease)
+        RunFolder(str(tmp_path / "map.zarr")).clear(lease, "output.path")
     lease.release()
     assert (folder / "ledger" / "accounts.csv").read_text() == "1,2"
 

@@ -129,7 +129,7 @@ def test_odd_attributes_of_a_map_are_not_its_own(finished, attributes):
     plan, run = finished
     (Path(run.path) / "plan.json").unlink()
     (Path(run.output) / "zarr.json").write_text(f'{{"attributes": {attributes}}}')
-    run.check_removable()
+    run.check_removable("output.path")
     with pytest.raises(OutputError, match=r"is damaged|its content is not what"):
         run.check_plan(plan)
 
@@ -147,10 +147,12 @@ def test_items_that_are_lost_or_damaged_leave_one_advice(tmp_path, content):
         RunFolder(str(tmp_path / "map.zarr")).part("").read_items()
 
 
-@pytest.mark.parametrize("name", ["map.zarr", "chips.zarr"])
-def test_what_bigmap_did_not_make_is_not_removed(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "field"), [("map.zarr", "output.path"), ("chips.zarr", "samples.path")]
+)
+def test_what_bigmap_did_not_make_is_not_removed(tmp_path, name, field):
     """Be it in the way of a map or of samples."""
     (tmp_path / name).mkdir()
     (tmp_path / name / "thesis.pdf").write_text("years")
-    with pytest.raises(OutputError, match=rf"{name} exists and was not made by bigmap"):
-        RunFolder(str(tmp_path / name)).check_removable()
+    with pytest.raises(OutputError, match=rf"^{field}: .*{name} exists and was not made by"):
+        RunFolder(str(tmp_path / name)).check_removable(field)
