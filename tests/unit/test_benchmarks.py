@@ -10,8 +10,9 @@ import zarr
 
 pytest.importorskip("psutil")
 
-from benchmarks import end_to_end, measuring, plain_spinet, resampling
+from benchmarks import end_to_end, measuring, plain_networks, plain_spinet, resampling
 from bigmap.mapping.engine import optimise
+from bigmap.models import build_model
 from bigmap.models.networks.spinet import SpinetModel
 
 BENCHMARKS = Path(measuring.__file__).parent
@@ -135,15 +136,20 @@ def test_the_script_by_hand_stays_one_that_is_written_by_hand():
     assert len(lines) <= 60
 
 
+def draw_norms(model: torch.nn.Module) -> None:
+    """Draw statistics of normalisations, so that one left out or misplaced is seen."""
+    for each in model.modules():
+        if isinstance(each, torch.nn.BatchNorm2d):
+            each.running_mean.normal_(0, 0.2)
+            each.running_var.uniform_(0.5, 2)
+
+
 @pytest.mark.parametrize("size", ["small", "full"])
 def test_the_plain_network_is_the_same_network(size):
     """The yardstick of speed computes what ours does, from the same weights."""
     torch.manual_seed(0)
     model = SpinetModel(size=size).eval()
-    for each in model.modules():
-        if isinstance(each, torch.nn.BatchNorm2d):
-            each.running_mean.normal_(0, 0.2)
-            each.running_var.uniform_(0.5, 2)
+    draw_norms(model)
     plain = plain_spinet.load(model.state_dict())
     reflectance = 0.4 * torch.rand(3, 12, 16, 24)
     valid = torch.ones(1, 3, dtype=torch.bool)
@@ -153,3 +159,29 @@ def test_the_plain_network_is_the_same_network(size):
         found = optimise(model).compute(reflectance[None], valid, clear)["logits"][0]
     assert wanted.std() > 1e-3
     assert torch.allclose(found, wanted, atol=1e-4 * float(wanted.std()) + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape"),
+    [
+        ("highres-net", {"size": "small"}, (5, 3, 16, 24)),
+        ("highres-net", {"size": "full"}, (8, 3, 8, 12)),
+        ("dual", {"size": "small", "backbone": "resnet101"}, (1, 4, 32, 64)),
+        ("dbpn-segnet", {"size": "small"}, (1, 3, 16, 24)),
+        ("dbpn-segnet", {"size": "full"}, (1, 3, 8, 16)),
+    ],
+)
+def test_other_plain_networks_are_the_same_too(name, options, shape):
+    torch.manual_seed(0)
+    # In float32 two pixels may change places as the greatest of four, and all around them differs.
+    model = build_model(name, options).eval().double()
+    draw_norms(model)
+    plain = plain_networks.load(name, model.state_dict()).double()
+    reflectance = 0.4 * torch.rand(shape, dtype=torch.float64)
+    clear = torch.ones(1, shape[0], *shape[2:], dtype=torch.bool)
+    with torch.inference_mode():
+        found = plain(reflectance)
+        outputs = model.compute(reflectance[None], clear[..., 0, 0], clear)
+    wanted = outputs["logits" if model.spec.legend else "image"].double()
+    assert wanted.std() > 1e-3
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-4 * float(wanted.std()))
