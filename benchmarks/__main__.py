@@ -9,6 +9,7 @@ from benchmarks import (
     model_table,
     networks,
     plan_continent,
+    prediction,
     resampling,
     scale,
 )
@@ -20,6 +21,7 @@ BENCHMARKS = {
     "models": model_table.main,
     "networks": networks.main,
     "plan_continent": plan_continent.main,
+    "prediction": prediction.main,
     "resampling": resampling.main,
     "scale": scale.main,
 }

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,14 @@ import zarr
 
 pytest.importorskip("psutil")
 
-from benchmarks import end_to_end, measuring, plain_networks, plain_spinet, resampling
+from benchmarks import (
+    end_to_end,
+    measuring,
+    plain_networks,
+    plain_spinet,
+    prediction,
+    resampling,
+)
 from bigmap.mapping.engine import optimise
 from bigmap.models import build_model
 from bigmap.models.networks.spinet import SpinetModel
@@ -185,3 +193,63 @@ def test_other_plain_networks_are_the_same_too(name, options, shape):
     wanted = outputs["logits" if model.spec.legend else "image"].double()
     assert wanted.std() > 1e-3
     assert torch.allclose(found, wanted, rtol=0, atol=1e-4 * float(wanted.std()))
+
+
+@pytest.mark.parametrize("name", ["highres-net", "dbpn-segnet"])
+def test_both_predict_the_same_square(name, tmp_path):
+    """These networks are exact, so that windows of any side give the same pixels."""
+    case = prediction.Case(name, 3 if name == "highres-net" else 1, {"size": "small"}, 32)
+    np.save(tmp_path / "bigmap.npy", prediction.prepare_bigmap(case)(32)())
+    np.save(tmp_path / "by_hand.npy", prediction.prepare_by_hand(case)(16)())
+    found = np.load(tmp_path / "bigmap.npy")
+    assert found.shape[-1] == 32 * case.build().spec.upscale
+    assert len(np.unique(found)) > 1
+    assert prediction.compare(tmp_path) > 0.999
+
+
+class StandIn:
+    """Maps squares of one second, in so many bytes for a pixel with its overlap."""
+
+    def __init__(self, depth, pixel_bytes):
+        self.depth, self.pixel_bytes = depth, pixel_bytes
+
+    def map_square(self, side_px):
+        window_px = (side_px + 2 * self.depth) ** 2
+        return {"core_s": 1.0, "peak_bytes": self.pixel_bytes * window_px}
+
+
+@pytest.mark.parametrize(
+    ("depth", "pixel_bytes", "tried"),
+    [
+        (24, 1, [32, 64, 128, 256]),  # then as large as a cell
+        (7, 1, [32, 64, 128]),  # 1.48 pixels for each, 1.23, 1.11, and 1.06 at 256 px
+        (24, 2000, [32, 64]),  # 25 MB, and 62 MB at 128 px
+    ],
+)
+def test_chunks_are_tried_while_they_save_pixels_and_fit(depth, pixel_bytes, tried, monkeypatch):
+    memory = SimpleNamespace(available=50e6)
+    monkeypatch.setattr(prediction.psutil, "virtual_memory", lambda: memory)
+    case = prediction.Case("any", 1, {}, cell_px=256)
+    found = prediction.time_chunks(case, StandIn(depth, pixel_bytes), 64, depth)
+    assert found == {side: 1 / side**2 for side in tried}
+
+
+def test_a_prediction_is_described_by_processor_time_of_pixels_that_are_kept():
+    ours, theirs = (
+        [{"core_s": s, "seconds": s / 2, "user_s": 0.9 * s, "system_s": 0.1 * s} for s in values]
+        for values in ([2.0, 4.0, 3.0], [6.0, 8.0, 9.0])
+    )
+    text = prediction.describe_case(
+        {
+            "title": "made up",
+            "core_px": 128,
+            "chunk_px": 256,
+            "tried": [64, 128, 256],
+            "computed": {"bigmap": 5.0625, "by_hand": 2.64},
+            "runs": {"bigmap": ours, "by_hand": theirs},
+            "share_of_equal_values": 0.5,
+        }
+    )
+    assert "| bigmap | 128 px | 5.06 | 3.00 (2.00 to 4.00) | 1.50 (1.00 to 2.00) | 10.0% |" in text
+    assert "takes 3.00 (2.00 to 3.00) times the processor time" in text
+    assert "Equal values: 50.000%" in text
