@@ -71,12 +71,16 @@ def test_results_name_neither_machine_nor_folder():
 
 
 def test_a_process_is_measured_with_its_children(tmp_path):
-    child = "import time; data = bytearray(100_000_000); time.sleep(0.8)"
+    child = (
+        "import time; data = bytearray(100_000_000); time.sleep(0.5)\n"
+        "while time.process_time() < 0.5: pass"
+    )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}]); print(7)"
     measured = measuring.run_measured([sys.executable, "-c", parent], tmp_path / "log")
     assert measured.output == "7\n"
     assert measured.seconds > 0.8
     assert measured.peak_bytes > 100e6
+    assert measured.user_s + measured.system_s > 0.5
 
 
 def test_a_process_that_fails_is_no_measurement(tmp_path):
