@@ -15,8 +15,9 @@ from bigmap.errors import BigmapError, OutputError
 from bigmap.files import is_local, list_names, locate, storage_errors
 
 METADATA = "zarr.json"
-DAMAGE = (ValueError, TypeError, RuntimeError, MemoryError)
-"""What Zarr and its codecs raise where a shard is not what was written; the last where its index
+DAMAGE = (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError)
+"""What Zarr and its codecs raise where a shard is not what was written: ArithmeticError where its
+chunks have no size, MemoryError where its index
 asks for more than any memory holds."""
 MOST_BYTES = 2**31
 """Of what is read at once; no codec writes more as one chunk."""

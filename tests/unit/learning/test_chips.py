@@ -161,3 +161,13 @@ def test_dates_that_are_gone_are_told(tmp_path):
     root["dates"][...] = 4
     with pytest.raises(SamplesError, match="unknown splits or numbers of dates"):
         ChipSet(str(tmp_path / "chips.zarr")).read(1)
+
+
+def test_chunks_without_a_side_are_damage(tmp_path):
+    path = write_chips(tmp_path / "chips.zarr")
+    file = tmp_path / "chips.zarr" / "labels" / "zarr.json"
+    content = json.loads(file.read_text())
+    content["chunk_grid"]["configuration"]["chunk_shape"][-1] = False
+    file.write_text(json.dumps(content))
+    with pytest.raises(SamplesError, match=r"chip 0 cannot be read \(division by zero\)"):
+        ChipSet(path).read(0)
