@@ -65,14 +65,11 @@ def _try_device(kind: str) -> str | None:
 
 def run_threads(tasks: Sequence[Callable[[], object]]) -> None:
     """Run tasks side by side that release the interpreter's lock; the first here."""
-    if len(tasks) > 1:
-        others = [_pool(os.getpid()).submit(task) for task in tasks[1:]]
-        tasks[0]()
-        for each in others:
-            each.result()
-    else:
-        for task in tasks:
-            task()
+    others = [_pool(os.getpid()).submit(task) for task in tasks[1:]]
+    for task in tasks[:1]:
+        task()
+    for each in others:
+        each.result()
 
 
 @functools.cache

@@ -16,9 +16,8 @@ from bigmap.files import is_local, list_names, locate, storage_errors
 
 METADATA = "zarr.json"
 DAMAGE = (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError)
-"""What Zarr and its codecs raise where a shard is not what was written: ArithmeticError where its
-chunks have no size, MemoryError where its index
-asks for more than any memory holds."""
+"""What Zarr and its codecs raise where a shard is not what was written: ArithmeticError where
+chunks have no size, MemoryError where an index asks for more than any memory holds."""
 MOST_BYTES = 2**31
 """Of what is read at once; no codec writes more as one chunk."""
 NO_MAP = "there is no map here"

@@ -15,12 +15,12 @@ from typing import Any
 import numba
 import numpy as np
 
+from bigmap.models.networks.loops import SLOPE
+
 LANES = 128
 """Pixels at once: with 16 channels of 12 dates 98 KB, well within a second cache."""
-SLOPE = np.float32(0.01)
-"""Of leaky ReLU, as PyTorch has it."""
-
 _F = np.float32
+_SLOPE = _F(SLOPE)
 _LOG2_E = _F(1 / np.log(2))
 _LEAST_POWER = _F(-126)
 _EXPONENT_BIAS, _MANTISSA_BITS = np.int32(127), np.int32(23)
@@ -77,7 +77,7 @@ def attend(pixels, look, look_bias, bring, bring_bias, skip, slope, first, last)
             for lane in range(count):
                 for channel in range(channels):
                     value = pixels[date, start + lane, channel]
-                    seen[date, channel, lane] = max(value, value * SLOPE)
+                    seen[date, channel, lane] = max(value, value * _SLOPE)
         for date in range(dates):
             _project(seen[date], look, look_bias, wanted)
             for other in range(dates):

@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from bigmap.models.devices import run_threads
 
+SLOPE = 0.01
+"""Of leaky ReLU, PyTorch's."""
 STRIP_PX = 65_536
 """About so many enlarged pixels have their coarse products in memory at once."""
 
@@ -24,7 +26,7 @@ def is_for_loops(features: Tensor) -> bool:
 
 def attend(
     features: Tensor, *, look: Tensor, look_bias: Tensor, bring: Tensor, bring_bias: Tensor,
-    skip: Tensor, slope: float,
+    skip: Tensor, activate: bool,
 ) -> None:  # fmt: skip
     """Let the dates of each pixel look at each other, in place.
 
@@ -32,12 +34,15 @@ def attend(
     ----------
     features
         (date, channel, y, x) of one window, channels last.
-    look, look_bias, bring, bring_bias, skip, slope
+    look, look_bias, bring, bring_bias, skip
         See :func:`bigmap.models.networks.compiled.attend`.
+    activate
+        Whether a leaky ReLU comes last.
     """
     pixels = _pixels(features)
     matrices = (look, look_bias, bring, bring_bias, skip)
-    _run("attend", pixels, *matrices, np.float32(slope), count=pixels.shape[1])
+    slope = np.float32(SLOPE if activate else 1)
+    _run("attend", pixels, *matrices, slope, count=pixels.shape[1])
 
 
 def add_gated(features: Tensor, change: Tensor, gate: Tensor) -> Tensor:

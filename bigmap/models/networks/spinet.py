@@ -41,11 +41,6 @@ class MultiResolutionFusion(nn.Module):
         )
         self.mixers = nn.ModuleList(ConvNorm(SCALES * channels, channels) for _ in range(SCALES))
         self.project = nn.Conv2d(SCALES * channels, outputs, 1)
-        self.folded = False
-
-    def fold(self) -> None:
-        """Convolve what is enlarged to the full resolution before it is; only in evaluation."""
-        self.folded = True
 
     def forward(self, features: Tensor) -> Tensor:
         """Turn features (batch, channel, y, x) into logits (batch, class, y, x)."""
@@ -68,10 +63,14 @@ class MultiResolutionFusion(nn.Module):
         return logits[..., :height, :width]
 
     def _mix(self, branches: list[Tensor], scale: int) -> Tensor:
-        """Join all branches at one scale and convolve them."""
+        """Join all branches at one scale and convolve them.
+
+        At the full resolution a folded mixer convolves what is enlarged before it is.
+        """
         mixer = self.mixers[scale]
         assert isinstance(mixer, ConvNorm)
-        if scale or not self.folded or not loops.is_for_loops(branches[0]):
+        is_folded = isinstance(mixer.norm, nn.Identity)
+        if scale or not is_folded or not loops.is_for_loops(branches[0]):
             return _activate(mixer(_gather(branches, scale)))
         weights = mixer.conv.weight.split(branches[0].shape[1], dim=1)
         total = F.conv2d(branches[0], weights[0], mixer.conv.bias, padding=1)

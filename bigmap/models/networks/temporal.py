@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from bigmap.models.networks import loops
 
-SLOPE = 0.01
-"""Of leaky ReLU, PyTorch's."""
 STRIP_PX = 1024
 """About so many pixels of all dates at once: with 16 channels of 12 dates, 0.8 MB for each copy."""
 
@@ -80,16 +78,13 @@ class TemporalAttention(nn.Module):
         return groups[0] if len(groups) == 1 else torch.cat(groups)
 
     def _attend(self, group: Tensor) -> Tensor:
-        windows, dates, channels, height, width = group.shape
-        # Each pixel's dates side by side: one copy, after which all products run on views.
-        tokens = group.permute(0, 3, 4, 1, 2).reshape(-1, dates, channels).contiguous()
+        channels, tokens = group.shape[2], _to_tokens(group)
         query, key, value = self.in_proj(tokens).split(channels, dim=-1)
         # Keys by queries: softmax over the last axis is several times slower on rows so short.
         empty = key.new_empty(1, 1, 1)
         similarity = torch.baddbmm(empty, key, query.mT, beta=0, alpha=channels**-0.5)
         mixed = self.out_proj(torch.bmm(torch.softmax(similarity, dim=1).mT, value))
-        rows: Tensor = mixed.view(windows, height, width, dates, channels).permute(0, 3, 1, 2, 4)
-        return rows.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
+        return _to_features(mixed, group.shape)
 
 
 class FoldedAttention(nn.Module):
@@ -135,8 +130,7 @@ class FoldedAttention(nn.Module):
             for window in features.split(packed.counts):
                 loops.attend(
                     window, look=self.look, look_bias=self.look_bias, bring=self.bring,
-                    bring_bias=self.bring_bias, skip=self.skip,
-                    slope=SLOPE if self.activate else 1.0,
+                    bring_bias=self.bring_bias, skip=self.skip, activate=self.activate,
                 )  # fmt: skip
             return features
         # In strips of rows, which stay in the processor's cache.
@@ -152,16 +146,29 @@ class FoldedAttention(nn.Module):
         return F.leaky_relu(result) if self.activate else result
 
     def _attend_group(self, group: Tensor) -> Tensor:
-        windows, dates, channels, height, width = group.shape
-        # Each pixel's dates side by side: one copy, after which all products run on views.
-        tokens = group.permute(0, 3, 4, 1, 2).reshape(-1, dates, channels).contiguous()
+        tokens = _to_tokens(group)
         wanted = F.linear(tokens, self.look, self.look_bias)
         # Keys by queries: softmax over the last axis is several times slower on rows so short.
         weights = torch.softmax(torch.bmm(tokens, wanted.mT), dim=1)
         brought = F.linear(torch.bmm(weights.mT, tokens), self.bring, self.bring_bias)
         mixed = torch.addcmul(brought, tokens, self.skip.to(brought.dtype))
-        rows = mixed.view(windows, height, width, dates, channels).permute(0, 3, 1, 2, 4)
-        return rows.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
+        return _to_features(mixed, group.shape)
+
+
+def _to_tokens(group: Tensor) -> Tensor:
+    """Lay each pixel's dates side by side, (window, date, channel, y, x) to (pixel, date, channel).
+
+    One copy, after which all products run on views.
+    """
+    dates, channels = group.shape[1:3]
+    return group.permute(0, 3, 4, 1, 2).reshape(-1, dates, channels).contiguous()
+
+
+def _to_features(tokens: Tensor, shape: torch.Size) -> Tensor:
+    """Lay tokens of a group of that shape back into packed dates, (date, channel, y, x)."""
+    windows, dates, channels, height, width = shape
+    rows = tokens.view(windows, height, width, dates, channels).permute(0, 3, 1, 2, 4)
+    return rows.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _fold(attention: TemporalAttention, norm: nn.BatchNorm2d) -> dict[str, Tensor]:
