@@ -36,9 +36,14 @@ def optimise(model: MapModel) -> MapModel:
     return faster.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
+LEAST_THREADS = 2
+"""With one thread PyTorch takes other code for convolutions of one pixel than with several, which
+gives other last bits; a map must not tell how many cores a worker had."""
+
+
 def limit_threads(threads: int) -> None:
     """Set how many threads one process computes with, so that workers share a machine."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(max(LEAST_THREADS, threads))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import xarray as xr
 
 from bigmap import grid
 from bigmap.grid import Lattice
-from bigmap.mapping.engine import CellData, Engine, prepare
+from bigmap.mapping.engine import CellData, Engine, limit_threads, optimise, prepare
 from bigmap.mapping.windows import Windowing
 from bigmap.models import build_model
 from bigmap.models.layers import TYPICAL_STATISTICS
@@ -92,3 +92,19 @@ def test_bfloat16_stays_near_float32():
     rough = predict(cube, "small-conv", precision="bfloat16")
     seen = exact["class"].values != 255
     assert (exact["class"].values != rough["class"].values)[seen].mean() < 0.05
+
+
+@pytest.mark.parametrize("name", ["spinet", "dual"])
+def test_workers_with_one_core_compute_as_others_do(name):
+    model = optimise(build_model(name, {"size": "small"}))
+    windows = torch.rand(1, 2, len(model.spec.bands), 96, 96)
+    seen = torch.ones(1, 2, dtype=torch.bool), torch.ones(1, 2, 96, 96, dtype=torch.bool)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            limit_threads(threads)
+            with torch.inference_mode():
+                found.append(model(windows, *seen)["probability"])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
