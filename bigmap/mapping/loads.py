@@ -23,7 +23,6 @@ from bigmap.mapping.worker_memory import (
 )
 from bigmap.models.dry_pass import PassSize, count_pass_bytes
 from bigmap.models.layers import count_weight_bytes
-from bigmap.models.networks.temporal import TemporalAttention
 from bigmap.scenes.items import AssetRow
 
 WEIGHT_COPIES = 3
@@ -33,7 +32,7 @@ PASS_SCRATCH = 1.05
 largest networks took 2 to 4 % more than was said (hrnet and sr-hrnet, full, one window of 2 dates).
 """
 COMPILER_BYTES = 100e6
-"""Of Numba and what it compiled, for models that predict with it: measured, 0.06 GB to import and
+"""Of Numba and what it compiled, for resampling and for models: measured, 0.06 GB to import and
 at most 0.09 GB with its loops. Our choice, with which estimates fit what workers took."""
 RESAMPLING_PLANS = 6
 """Kept for the grids of the files that cells in hand lie in."""
@@ -149,7 +148,7 @@ def count_memory_gb(part: Part) -> float:
     shared = (
         WEIGHT_COPIES * count_weight_bytes(part.model)
         + _resampling_bytes(part, cell)
-        + COMPILER_BYTES * _runs_loops(part)
+        + COMPILER_BYTES
     )
     peak = count_peak_bytes(
         cell,
@@ -232,13 +231,6 @@ def _pass_bytes(part: Part, dates: int) -> float:
     samples = size.windows * dates * len(part.model.spec.bands) * size.side_px**2
     tensors = PASS_SCRATCH * count_pass_bytes(optimise(part.model), size)
     return part.model.heap_share * max(tensors, PREPARED_BYTES * samples)
-
-
-def _runs_loops(part: Part) -> bool:
-    """Tell whether the model predicts with compiled loops."""
-    if part.windowing.device == "cuda" or part.windowing.precision != "float32":
-        return False
-    return any(isinstance(each, TemporalAttention) for each in part.model.modules())
 
 
 def _resampling_bytes(part: Part, cell: CellLoad) -> float:

@@ -1,25 +1,21 @@
 """Loops over pixels that do in the processor's first caches what tensors would do in memory.
 
-Numba compiles them for the processor that they run on; what it compiled is kept on disk where a
-folder for it can be written. Loops over lanes, pixels side by side, become vector instructions;
+Loops over lanes, pixels side by side, become vector instructions;
 there is always a whole number of vectors, so each pixel is computed by the same instructions
 wherever it lies.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 
+from bigmap.compiling import compile_loop
 from bigmap.models.networks.loops import SLOPE
 
 LANES = 128
 """Pixels at once: with 16 channels of 12 dates 98 KB, well within a second cache."""
 _F = np.float32
+_compile = compile_loop(joins_products=True)
 _SLOPE = _F(SLOPE)
 _LOG2_E = _F(1 / np.log(2))
 _LEAST_POWER = _F(-126)
@@ -29,16 +25,6 @@ _POWER_OF_TWO = tuple(map(_F, (
     0.008949590423711129, 0.0018937540580168388,
 )))  # fmt: skip
 """2 ** r for r in 0..1 to 1.8e-7: the polynomial through the Chebyshev nodes."""
-
-
-def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a loop that holds no lock of the interpreter and may join a product and a sum."""
-    decorate = functools.partial(numba.njit, nogil=True, fastmath={"contract"}, error_model="numpy")
-    try:
-        compiled: Callable[..., Any] = decorate(cache=True)(function)
-    except RuntimeError:  # nowhere to keep it
-        compiled = decorate()(function)
-    return compiled
 
 
 @_compile

@@ -187,13 +187,10 @@ class Sampling:
         found = self.inside & (nearest != nodata)
         if not self.kernels:
             return np.where(found, nearest, np.asarray(nodata, pixels.dtype))
-        known = flat != nodata
-        values = flat.astype(np.float32)
-        # Values are weighed alike whether or not the window misses a pixel somewhere.
-        result, complete = _weigh(values, known, self.kernels[0], pixels.shape[1])
-        if complete is not None and len(self.kernels) > 1:
-            fallback, _ = _weigh(values, known, self.kernels[1], pixels.shape[1])
-            result = np.where(complete, result, fallback)
+        result, is_complete = _weigh(flat, nodata, self.kernels[0], pixels.shape[1])
+        if len(self.kernels) > 1 and not is_complete.all():
+            fallback, _ = _weigh(flat, nodata, self.kernels[1], pixels.shape[1])
+            result = np.where(is_complete, result, fallback)
         info = np.iinfo(pixels.dtype)
         # Rounding must not turn a value into "no value".
         result = np.clip(np.rint(result), info.min + (nodata == info.min), info.max)
@@ -354,38 +351,14 @@ def _plan_kernel(
 
 
 def _weigh(
-    values: Float32Array, known: npt.NDArray[np.bool_], kernel: _Kernel, width: int
-) -> tuple[Float32Array, npt.NDArray[np.bool_] | None]:
-    """Weigh neighbours; also tell where none was missing, None where none was anywhere."""
-    if known.all():
-        result = _sum_taps(values, kernel, width)
-        return (result if kernel.total is None else result / kernel.total), None
-    result = _sum_taps(np.where(known, values, np.float32(0)), kernel, width)
-    presence = _sum_taps(known.astype(np.float32), kernel, width)
-    missing = _sum_taps((~known).astype(np.float32), kernel, width, of_magnitudes=True)
-    complete = missing == 0
-    total = np.float32(1) if kernel.total is None else kernel.total
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scaled = (result / np.where(complete, total, presence)).astype(np.float32)
-    if kernel.total is None:
-        np.copyto(scaled, result, where=complete)
-    return scaled, complete
+    flat: npt.NDArray[Any], nodata: int, kernel: _Kernel, width: int
+) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
+    """Weigh neighbours; also tell where none was missing."""
+    # The compiler takes half a second to import, which only resampling should wait for.
+    from bigmap.scenes.cube.weighing import weigh  # noqa: PLC0415
 
-
-def _sum_taps(
-    flat: Float32Array, kernel: _Kernel, width: int, *, of_magnitudes: bool = False
-) -> Float32Array:
-    """Add up weighted neighbours, in one fixed order."""
-    total = np.zeros(kernel.first.shape, np.float32)
-    line, tap = np.empty_like(total), np.empty_like(total)
-    index = np.empty_like(kernel.first)
-    for row, row_weight in enumerate(kernel.rows):
-        line[:] = 0
-        for col, col_weight in enumerate(kernel.cols):
-            np.add(kernel.first, np.int32(row * width + col), out=index)
-            np.take(flat, index, out=tap, mode="clip")
-            tap *= np.abs(col_weight) if of_magnitudes else col_weight
-            line += tap
-        line *= np.abs(row_weight) if of_magnitudes else row_weight
-        total += line
-    return total
+    result = np.empty(kernel.first.shape, np.float32)
+    is_complete = np.empty(kernel.first.shape, np.bool_)
+    total = np.empty((0, 0), np.float32) if kernel.total is None else kernel.total
+    weigh(flat, nodata, kernel.first, kernel.rows, kernel.cols, total, width, result, is_complete)
+    return result, is_complete
