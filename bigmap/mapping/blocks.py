@@ -209,7 +209,7 @@ class _CellReads:
             return CellData(np.zeros((0, bands, *shape), np.uint16), np.zeros((0, *shape), bool))
         days = sorted(pixels)
         return CellData(
-            np.stack([pixels[day][0] for day in days]), np.stack([pixels[day][1] for day in days])
+            [pixels[day][0] for day in days], np.stack([pixels[day][1] for day in days])
         )
 
     def _measure_clear(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +51,9 @@ def limit_threads(threads: int) -> None:
 class CellData:
     """The chosen dates of a cell, on a window of it."""
 
-    pixels: npt.NDArray[Any]
-    """(time, band, y, x): uint16 DN with reflectance = 1e-4 * DN - 0.1 and 0 for nodata, or
-    float32 reflectance with NaN for nodata."""
+    pixels: Sequence[npt.NDArray[Any]] | npt.NDArray[Any]
+    """For each date (band, y, x): uint16 DN with reflectance = 1e-4 * DN - 0.1 and 0 for nodata,
+    or float32 reflectance with NaN for nodata."""
     clear: npt.NDArray[np.bool_]
     """(time, y, x); a clear pixel has data in every band."""
 
@@ -78,14 +79,15 @@ class Engine:
         is_wanted: Callable[[ROI], bool] | None = None,
         timings: Timings | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
-        """Map one region.
+        """Map one region; while a cell is predicted, the next one is read.
 
         Parameters
         ----------
         roi
             Whole cores, in global pixel indices.
         read_cell
-            Gives the chosen dates of a cell on a window.
+            Gives the chosen dates of a cell on a window; asked for one cell after the other, from
+            another thread.
         is_wanted
             Tells whether a region, in global pixel indices, has anything to map; others are left
             nodata. By default all do.
@@ -110,18 +112,23 @@ class Engine:
             lattice=self.lattice,
             windowing=self.windowing,
         )
-        for cell, cores, window in self.list_reads(roi, is_wanted=is_wanted):
-            data = read_cell(cell, window)
-            if not data.clear.any():
-                continue
-            with timings.measure("wait"):
-                DEVICE_LOCK.acquire()
-            try:
-                with timings.measure("predict"):
-                    self._predict_cell(canvas, cell, cores, window, data)
-            finally:
-                DEVICE_LOCK.release()
-            del data  # or it would lie in memory beside the next cell, and beside the layers
+        reads = list(self.list_reads(roi, is_wanted=is_wanted))
+        with ThreadPoolExecutor(1, thread_name_prefix="bigmap-ahead") as ahead:
+            reading = [ahead.submit(read_cell, cell, window) for cell, _, window in reads[:1]]
+            for number, (cell, cores, window) in enumerate(reads, start=1):
+                data = reading.pop().result()
+                with timings.measure("wait"):
+                    DEVICE_LOCK.acquire()
+                try:
+                    # Not before: a block that waits holds one cell.
+                    for following, _, its_window in reads[number : number + 1]:
+                        reading.append(ahead.submit(read_cell, following, its_window))
+                    if data.clear.any():
+                        with timings.measure("predict"):
+                            self._predict_cell(canvas, cell, cores, window, data)
+                finally:
+                    DEVICE_LOCK.release()
+                del data  # or it would lie in memory beside two more cells, and beside the layers
         return canvas.finish()
 
     def list_reads(
@@ -170,7 +177,7 @@ class Engine:
             ):
                 seen = torch.stack([clear[:, *cut] for cut in cuts])
                 reflectance = prepare(
-                    torch.stack([pixels[:, :, *cut] for cut in cuts]),
+                    torch.stack([torch.stack([d[:, *cut] for d in pixels]) for cut in cuts]),
                     seen,
                     empty=empty,
                 )
@@ -179,13 +186,15 @@ class Engine:
                 canvas.add(core, place, {k: v[index].float() for k, v in scores.items()})
 
 
-def _to_device(data: CellData, device: torch.device) -> tuple[Tensor, Tensor]:
+def _to_device(data: CellData, device: torch.device) -> tuple[list[Tensor], Tensor]:
     """Bring a cell to the device, as small as it is: int16 bits of DN, or float32 reflectance."""
     clear = torch.from_numpy(np.ascontiguousarray(data.clear)).to(device)
-    pixels = data.pixels
-    # PyTorch computes with few operations on uint16, so the bits travel as int16.
-    pixels = pixels.view(np.int16) if pixels.dtype == np.uint16 else pixels.astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(pixels)).to(device), clear
+    dates = []
+    for date in map(np.ascontiguousarray, data.pixels):
+        # PyTorch computes with few operations on uint16, so the bits travel as int16.
+        small = date.view(np.int16) if date.dtype == np.uint16 else date.astype(np.float32)
+        dates.append(torch.from_numpy(small).to(device))
+    return dates, clear
 
 
 def prepare(pixels: Tensor, clear: Tensor, *, empty: Tensor) -> Tensor:

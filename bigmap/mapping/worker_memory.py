@@ -16,7 +16,7 @@ from bigmap.models import LayerSpec, ModelSpec
 IDLE_BYTES = 480e6
 """A worker of Dask that has imported all it needs: measured, 0.46 to 0.49 GB."""
 KEPT_BYTES = 150e6
-"""What the C library keeps of freed memory: up to 0.27 GB, :data:`bigmap.machine.ALLOCATOR`."""
+"""Of small things beside the arrays. What the C library keeps of freed memory lies in the peak."""
 HEAP_SHARE = 1.2
 """What the heap takes for each byte of arrays in use; the rest lies in holes between them."""
 PREPARED_BYTES = 18
@@ -53,8 +53,9 @@ class CellLoad:
 
     @property
     def reading_bytes(self) -> float:
-        """Of the stack of files and the dates made of it; or of the masks before."""
-        bands = 2 * self.bands * (self.items + self.dates) + 2 * self.masks
+        """Of the stack of files, and of dates made of several; or of the masks before."""
+        made = self.dates if self.items > self.dates else 0
+        bands = 2 * self.bands * (self.items + made) + 2 * self.masks
         return self.pixels * float(max(self.masks * MASK_BYTES, bands))
 
 
@@ -113,9 +114,10 @@ def count_peak_bytes(
     shared_bytes
         What all blocks share: weights, plans of resampling.
     blocks
-        In hand at once.
+        In hand at once. The one that predicts reads its next cell meanwhile.
     """
     waiting = max(canvas.growing_bytes + cell.reading_bytes, canvas.finishing_bytes)
-    predicting = HEAP_SHARE * (canvas.growing_bytes + cell.held_bytes) + pass_bytes
+    held = canvas.growing_bytes + cell.held_bytes + cell.reading_bytes  # of the next cell
+    predicting = HEAP_SHARE * held + pass_bytes
     others = HEAP_SHARE * (shared_bytes + (blocks - 1) * waiting)
     return IDLE_BYTES + KEPT_BYTES + others + max(predicting, HEAP_SHARE * waiting)

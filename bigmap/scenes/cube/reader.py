@@ -173,12 +173,16 @@ class CubeReader:
             return {}
         stack = self.stack(rows, self.reading.bands, roi, is_mask=False)
         dn = stack.compute(scheduler="threads", num_workers=self.reading.threads)
+        dn = np.require(dn, requirements="W")  # Dask's constant arrays are not
         dates, first = {}, 0
         for day, items in by_day.items():
             own = dn[first : first + len(items)]
             first += len(items)
             shifts = [row.dn_shift for row in items]
-            dates[day] = mosaic_items(own, masks[day].clear, masks[day].has_data, shifts)
+            # Of one item each, dates stay where they were read; of more, the items are let go.
+            place = own[0] if len(rows) == len(masks) else None
+            day_masks = masks[day].clear, masks[day].has_data
+            dates[day] = mosaic_items(own, *day_masks, shifts, out=place)
         return dates
 
     def stack(
@@ -220,8 +224,9 @@ class CubeReader:
 
 
 def mosaic_items(
-    dn: UInt16Array, clear: BoolArray, has_mask: BoolArray, dn_shifts: Sequence[int]
-) -> tuple[UInt16Array, BoolArray]:
+    dn: UInt16Array, clear: BoolArray, has_mask: BoolArray, dn_shifts: Sequence[int],
+    *, out: UInt16Array | None = None,
+) -> tuple[UInt16Array, BoolArray]:  # fmt: skip
     """Make one date of the items of a day.
 
     Parameters
@@ -232,6 +237,8 @@ def mosaic_items(
         bool, (item, y, x).
     dn_shifts
         What brings each item's DN to reflectance = 1e-4 * DN - 0.1.
+    out
+        Where the date's DN are put, by default in memory of their own.
 
     Returns
     -------
@@ -249,4 +256,5 @@ def mosaic_items(
         first_dn = np.take_along_axis(shifted, first[np.newaxis, np.newaxis], axis=0)[0]
         first_clear = np.take_along_axis(clear, first[np.newaxis], axis=0)[0]
         found = has_data.any(axis=0)
-    return np.where(found, first_dn, NODATA).astype(np.uint16), first_clear & found
+    # Nodata is 0.
+    return np.multiply(first_dn, found, out=out), first_clear & found
