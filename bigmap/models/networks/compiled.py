@@ -156,6 +156,10 @@ def filter_dates(features, filters, out, first, last):
     size = width * channels
     row = np.zeros(size + 4 * channels, np.float32)
     total = np.empty(size, np.float32)
+    # Parts of their own: an index that might be negative, for all the compiler knows, makes a loop
+    # of single steps.
+    first_row, second_row, third_row = row[:size], row[channels:], row[2 * channels :]
+    fourth_row, fifth_row = row[3 * channels :], row[4 * channels :]
     for y in range(first, last):
         total[:] = _F(0)
         for date in range(dates):
@@ -164,8 +168,8 @@ def filter_dates(features, filters, out, first, last):
                 a, b, c, d, e = filters[date, tap]
                 for k in range(size):
                     total[k] += (
-                        a * row[k] + b * row[k + channels] + c * row[k + 2 * channels]
-                        + d * row[k + 3 * channels] + e * row[k + 4 * channels]
+                        a * first_row[k] + b * second_row[k] + c * third_row[k]
+                        + d * fourth_row[k] + e * fifth_row[k]
                     )  # fmt: skip
         out[y] = total.reshape(width, channels)
 
@@ -194,7 +198,9 @@ def add_enlarged(total, taps, scale, first_coarse, first, last):
     height, width, channels = total.shape
     coarse_rows, coarse_width = height // scale, taps.shape[1]
     size = 3 * channels
+    by_row = taps.reshape(len(taps), coarse_width, 3, size)
     rows = np.empty((coarse_width, size), np.float32)
+    by_column = rows.reshape(coarse_width, 3, channels)
     for y in range(first, last):
         rows[:] = _F(0)
         for tap in range(max(0, 1 - y), min(3, height + 1 - y)):
@@ -203,17 +209,14 @@ def add_enlarged(total, taps, scale, first_coarse, first, last):
             low, high = low - first_coarse, high - first_coarse
             for x in range(coarse_width):
                 for k in range(size):
-                    rows[x, k] += (
-                        rest * taps[low, x, tap * size + k] + share * taps[high, x, tap * size + k]
-                    )
+                    rows[x, k] += rest * by_row[low, x, tap, k] + share * by_row[high, x, tap, k]
         for x in range(width):
             for tap in range(max(0, 1 - x), min(3, width + 1 - x)):
                 low, high, share = _between(x + tap - 1, scale, coarse_width)
                 rest = _F(1) - share
                 for k in range(channels):
                     total[y, x, k] += (
-                        rest * rows[low, tap * channels + k]
-                        + share * rows[high, tap * channels + k]
+                        rest * by_column[low, tap, k] + share * by_column[high, tap, k]
                     )
 
 
