@@ -1,9 +1,13 @@
 """What one writes today to map with SPInet: python network_by_hand.py case.json map.zarr."""
 
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
+
+# Threads of PyTorch that spin while they wait would count as work on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import dask.array as da
 import numpy as np

@@ -48,7 +48,8 @@ from bigmap.simulate import SceneRequest, write_scenes
 from bigmap.simulate.requests import VERSION
 
 DATES = 12
-SIDE_PX = 1024
+SIDES_PX = {"small": 1024, "full": 512}
+SIDE_PX = max(SIDES_PX.values())
 TUNING_PX = 512
 CHUNKS_PX = (256, 512)
 PROCESSES = ((2, 1), (1, 2))
@@ -248,9 +249,10 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="networks")
     parser.add_argument("--quick", action="store_true", help="a trial on few dates, not a result")
     parser.add_argument("--pairs", type=int, default=3, help="pairs of runs after the warm-up")
+    parser.add_argument("--sizes", nargs="+", choices=SIDES_PX, default=list(SIDES_PX))
     options = parser.parse_args(arguments)
     machine = describe_machine()
-    cases = [Case("small", SIDE_PX), Case("full", 512)]
+    cases = [Case(size, SIDES_PX[size]) for size in options.sizes]
     if options.quick:
         cases = [Case("small", 256, 3)]
     items = write_dates(cases[0].dates)

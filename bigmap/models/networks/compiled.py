@@ -66,8 +66,10 @@ def attend(pixels, look, look_bias, bring, bring_bias, skip, slope, first, last)
                     seen[date, channel, lane] = max(value, value * _SLOPE)
         for date in range(dates):
             _project(seen[date], look, look_bias, wanted)
-            for other in range(dates):
-                _multiply(wanted, seen[other], weight[other])
+            for other in range(0, dates - 1, 2):
+                _multiply(wanted, seen[other], seen[other + 1], weight[other], weight[other + 1])
+            if dates % 2:
+                _multiply(wanted, seen[-1], seen[-1], weight[-1], weight[-1])
             for lane in range(LANES):
                 most[lane] = weight[0, lane]
                 total[lane] = _F(0)
@@ -92,12 +94,8 @@ def attend(pixels, look, look_bias, bring, bring_bias, skip, slope, first, last)
                     total[lane] += value
             for lane in range(LANES):
                 total[lane] = _F(1) / total[lane]
+            _mix(weight, seen, mixed)
             for channel in range(channels):
-                for lane in range(LANES):
-                    mixed[channel, lane] = _F(0)
-                for other in range(dates):
-                    for lane in range(LANES):
-                        mixed[channel, lane] += weight[other, lane] * seen[other, channel, lane]
                 for lane in range(LANES):
                     mixed[channel, lane] *= total[lane]
             _project(mixed, bring, bring_bias, made)
@@ -232,35 +230,86 @@ def _between(place, scale, count):
 def _project(values, matrix, bias, out):
     """Set out[c] = bias[c] + sum over k of matrix[c, k] * values[k], for lanes side by side."""
     rows, columns = matrix.shape
-    for row in range(rows):
+    for row in range(0, rows, 2):
+        other = min(row + 1, rows - 1)  # of an odd number the last one twice
         for lane in range(LANES):
             out[row, lane] = bias[row]
+            out[other, lane] = bias[other]
         for column in range(0, columns - 3, 4):
             a, b = matrix[row, column], matrix[row, column + 1]
             c, d = matrix[row, column + 2], matrix[row, column + 3]
+            e, f = matrix[other, column], matrix[other, column + 1]
+            g, h = matrix[other, column + 2], matrix[other, column + 3]
             for lane in range(LANES):
-                out[row, lane] += (
-                    a * values[column, lane] + b * values[column + 1, lane]
-                    + c * values[column + 2, lane] + d * values[column + 3, lane]
-                )  # fmt: skip
+                p, q = values[column, lane], values[column + 1, lane]
+                r, s = values[column + 2, lane], values[column + 3, lane]
+                one = out[row, lane] + (a * p + b * q + c * r + d * s)
+                two = out[other, lane] + (e * p + f * q + g * r + h * s)
+                out[row, lane] = one
+                out[other, lane] = two
         for column in range(columns - columns % 4, columns):
-            a = matrix[row, column]
+            a, e = matrix[row, column], matrix[other, column]
             for lane in range(LANES):
-                out[row, lane] += a * values[column, lane]
+                one = out[row, lane] + a * values[column, lane]
+                two = out[other, lane] + e * values[column, lane]
+                out[row, lane] = one
+                out[other, lane] = two
 
 
 @_compile
-def _multiply(some, others, out):
-    """Set out to the sum over k of some[k] * others[k], for lanes side by side."""
+def _multiply(some, others, more, out, more_out):
+    """Set outputs to the sums over k of some[k] * others[k] and some[k] * more[k]."""
     channels = len(some)
     for lane in range(LANES):
         out[lane] = _F(0)
+        more_out[lane] = _F(0)
     for k in range(0, channels - 3, 4):
         for lane in range(LANES):
-            out[lane] += (
-                some[k, lane] * others[k, lane] + some[k + 1, lane] * others[k + 1, lane]
-                + some[k + 2, lane] * others[k + 2, lane] + some[k + 3, lane] * others[k + 3, lane]
+            a, b, c, d = some[k, lane], some[k + 1, lane], some[k + 2, lane], some[k + 3, lane]
+            one = out[lane] + (
+                a * others[k, lane] + b * others[k + 1, lane]
+                + c * others[k + 2, lane] + d * others[k + 3, lane]
             )  # fmt: skip
+            two = more_out[lane] + (
+                a * more[k, lane] + b * more[k + 1, lane]
+                + c * more[k + 2, lane] + d * more[k + 3, lane]
+            )  # fmt: skip
+            out[lane] = one
+            more_out[lane] = two
     for k in range(channels - channels % 4, channels):
         for lane in range(LANES):
-            out[lane] += some[k, lane] * others[k, lane]
+            one = out[lane] + some[k, lane] * others[k, lane]
+            two = more_out[lane] + some[k, lane] * more[k, lane]
+            out[lane] = one
+            more_out[lane] = two
+
+
+@_compile
+def _mix(weight, seen, out):
+    """Set out[c] to the sum over dates of weight[date] * seen[date, c], for lanes side by side."""
+    dates, channels, _ = seen.shape
+    for channel in range(0, channels, 2):
+        other = min(channel + 1, channels - 1)  # of an odd number the last one twice
+        for lane in range(LANES):
+            out[channel, lane] = _F(0)
+            out[other, lane] = _F(0)
+        for date in range(0, dates - 3, 4):
+            for lane in range(LANES):
+                a, b = weight[date, lane], weight[date + 1, lane]
+                c, d = weight[date + 2, lane], weight[date + 3, lane]
+                one = out[channel, lane] + (
+                    a * seen[date, channel, lane] + b * seen[date + 1, channel, lane]
+                    + c * seen[date + 2, channel, lane] + d * seen[date + 3, channel, lane]
+                )  # fmt: skip
+                two = out[other, lane] + (
+                    a * seen[date, other, lane] + b * seen[date + 1, other, lane]
+                    + c * seen[date + 2, other, lane] + d * seen[date + 3, other, lane]
+                )  # fmt: skip
+                out[channel, lane] = one
+                out[other, lane] = two
+        for date in range(dates - dates % 4, dates):
+            for lane in range(LANES):
+                one = out[channel, lane] + weight[date, lane] * seen[date, channel, lane]
+                two = out[other, lane] + weight[date, lane] * seen[date, other, lane]
+                out[channel, lane] = one
+                out[other, lane] = two
