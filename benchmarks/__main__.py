@@ -5,6 +5,7 @@ import sys
 from benchmarks import (
     end_to_end,
     extraction,
+    fetching,
     memory,
     model_table,
     networks,
@@ -12,11 +13,13 @@ from benchmarks import (
     prediction,
     resampling,
     scale,
+    training,
 )
 
 BENCHMARKS = {
     "end_to_end": end_to_end.main,
     "extraction": extraction.main,
+    "fetching": fetching.main,
     "memory": memory.main,
     "models": model_table.main,
     "networks": networks.main,
@@ -24,6 +27,7 @@ BENCHMARKS = {
     "prediction": prediction.main,
     "resampling": resampling.main,
     "scale": scale.main,
+    "training": training.main,
 }
 
 

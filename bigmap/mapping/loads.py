@@ -23,6 +23,7 @@ from bigmap.mapping.worker_memory import (
 )
 from bigmap.models.dry_pass import PassSize, count_pass_bytes
 from bigmap.models.layers import count_weight_bytes
+from bigmap.scenes.cube.reading import FETCHED_BYTES
 from bigmap.scenes.items import AssetRow
 
 WEIGHT_COPIES = 3
@@ -149,6 +150,7 @@ def count_memory_gb(part: Part) -> float:
         WEIGHT_COPIES * count_weight_bytes(part.model)
         + _resampling_bytes(part, cell)
         + COMPILER_BYTES
+        + FETCHED_BYTES * part.is_remote
     )
     peak = count_peak_bytes(
         cell,

@@ -8,12 +8,14 @@ compared with the ledger. Maps are given overviews, chips are joined
 from __future__ import annotations
 
 import datetime as dt
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain, zip_longest
 from typing import Any
 
 from distributed import Client
@@ -255,7 +257,7 @@ class PartRun:
         )
         work = Work(_BlockWork(job, task), partial(limit_threads, self.part.sizes.threads))
         outcomes = drive(
-            self.client, work, (self._pack(block) for block in todo),
+            self.client, work, map(self._pack, alternate(todo, self.part.sizes.workers)),
             policy=policy, note=self.reporter.note, watch=self.watch,
         )  # fmt: skip
         try:
@@ -311,6 +313,17 @@ class PartRun:
         summary.whole_mapped_km2, summary.without_data_km2 = add_km2(records.values())
         summary.replaced = list_replaced(records.values())
         summary.missing_shards = tuple(check_shards(self.objects, _shards_of(records.values())))
+
+
+def alternate(blocks: Sequence[ROI], workers: int) -> list[ROI]:
+    """Order blocks so that workers which take turns each go along neighbours.
+
+    These share tiles of files, which a worker then fetches once.
+    """
+    size = max(1, math.ceil(len(blocks) / workers))
+    strips = [blocks[first : first + size] for first in range(0, len(blocks), size)]
+    turns = chain.from_iterable(zip_longest(*strips))
+    return [block for block in turns if block is not None]
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,9 @@ for pixels."""
 MAX_BLOCK_PX = 1 << 27
 """GDAL decodes whole blocks (tiles or strips), whatever is read of them. This one takes 256 MB in
 uint16; a band of 10,980 x 10,980 px in one strip stays below."""
+FETCHED_BYTES = 500_000_000
+"""Of what a process has fetched, so much is kept, compressed as it is: cells and blocks share tiles
+of files. For 12 bands on 12 dates that is about the tiles of two rows of cells of 1,024 px."""
 STAGED_TAG = "BIGMAP_STAGED"
 """Of a file that holds parts of another on its grid: these parts, as JSON lists of the first row,
 the row behind the last, the first column and the column behind the last."""
@@ -58,6 +61,9 @@ def gdal_options(access: Access) -> dict[str, Any]:
         # Without these two, opening one COG costs a dozen requests for files beside it.
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
         "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+        # Several ranges at once would go past the cache, and neighbours fetch them again.
+        "GDAL_HTTP_MULTIRANGE": "SERIAL",
+        "CPL_VSIL_CURL_CACHE_SIZE": FETCHED_BYTES,
         "GDAL_HTTP_MAX_RETRY": access.retries,
         "GDAL_HTTP_RETRY_DELAY": 0.5,
         # Blocked and overloaded services answer 403 or HTML with 200, not only 5xx.

@@ -19,7 +19,7 @@ from bigmap.mapping.ledger import FAILED, TOO_CLOUDY, UNREAD, BlockRecord
 from bigmap.mapping.places import Attempt, Taken
 from bigmap.mapping.reporting import SilentReporter
 from bigmap.mapping.run_folder import RunFolder
-from bigmap.mapping.running import PartRun, _split_redo, run_plan
+from bigmap.mapping.running import PartRun, _split_redo, alternate, run_plan
 from bigmap.mapping.status import read_status
 from bigmap.scenes.items import ItemTable
 from tests.integration.small_world import raw_recipe
@@ -150,6 +150,14 @@ def test_a_failed_block_is_recorded_with_its_reason_and_its_area(run, error, rea
     assert summary.without_data_km2 == {TOO_CLOUDY: 0.5, reason: pytest.approx(km2)}
     summary.planned = 2
     assert summary.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("workers", "order"),
+    [(1, "abcdefg"), (2, "aebfcgd"), (3, "adgbecf"), (7, "abcdefg"), (9, "abcdefg")],
+)
+def test_workers_that_take_turns_go_along_neighbours(workers, order):
+    assert "".join(alternate("abcdefg", workers)) == order
 
 
 def test_each_block_comes_with_its_own_items(run):

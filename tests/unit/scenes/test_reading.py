@@ -1,5 +1,9 @@
 """Reading: equal to GDAL's exact warp, and the same whatever window is asked for."""
 
+import threading
+from functools import partial
+from http.server import ThreadingHTTPServer
+
 import numpy as np
 import pytest
 import rasterio
@@ -15,6 +19,7 @@ from bigmap.scenes.cube.pixels import BANDS, MaskPixels
 from bigmap.scenes.cube.reading import RasterReader, find_origin, open_raster
 from bigmap.scenes.cube.resampling import FileGrid, TargetGrid
 from bigmap.scenes.quality import CLEAR, NO_DATA, MaskRule
+from tests.unit.simulate.range_server import RangeHandler
 
 SIZE = 160
 
@@ -284,3 +289,40 @@ def test_gdal_is_given_whole_names(monkeypatch, href, name):
     with pytest.raises(ReadError, match=r"403; give access by source\.access"):
         reader_of("nearest").read(href, ROI)
     assert given == [name]
+
+
+class CountingHandler(RangeHandler):
+    """Counts the bytes of the bodies that it sends."""
+
+    sent = 0
+
+    def copyfile(self, source, outputfile):
+        body = source.read()
+        type(self).sent += len(body)
+        outputfile.write(body)
+
+
+def test_tiles_that_windows_share_are_fetched_once(tmp_path):
+    noise = np.random.default_rng(1).integers(1, 9000, (1024, 1024)).astype(np.uint16)
+    with rasterio.open(
+        tmp_path / "band.tif", "w", driver="COG", height=1024, width=1024, count=1, dtype="uint16",
+        crs="EPSG:32633", transform=Affine(10, 0, 500_000, 0, -10, 5_100_000), blocksize=256,
+        nodata=0, overviews="none",
+    ) as file:  # fmt: skip
+        file.write(noise, 1)
+    handler = partial(CountingHandler, directory=tmp_path)
+    reader = reader_of("nearest", crs="EPSG:32633", gsd_m=10.0)
+    starts = range(0, 1024, 128)
+    CountingHandler.sent = 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        href = f"http://127.0.0.1:{server.server_address[1]}/band.tif"
+        for row in starts:
+            for col in starts:
+                # With a margin into the tiles around.
+                rows = slice(-510_000 + row - 20, -510_000 + row + 148)
+                cols = slice(50_000 + col - 20, 50_000 + col + 148)
+                part = reader.read(href, (rows, cols))
+                assert (part[20:148, 20:148] == noise[row : row + 128, col : col + 128]).all()
+        server.shutdown()
+    assert CountingHandler.sent < 1.1 * (tmp_path / "band.tif").stat().st_size

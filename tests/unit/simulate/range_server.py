@@ -17,7 +17,7 @@ from typing import BinaryIO
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)$")
 
 
-class _RangeHandler(SimpleHTTPRequestHandler):
+class RangeHandler(SimpleHTTPRequestHandler):
     """Serve a folder; the standard handler knows no ranges."""
 
     protocol_version = "HTTP/1.1"
@@ -83,7 +83,7 @@ def serve_folder(folder: Path) -> Iterator[str]:
 
 def serve_forever(folder: str) -> None:
     """Serve for ever; the first line of the output is the port."""
-    handler = partial(_RangeHandler, directory=folder)
+    handler = partial(RangeHandler, directory=folder)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         sys.stdout.write(f"{server.server_address[1]}\n")
         sys.stdout.flush()
