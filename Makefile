@@ -16,7 +16,7 @@ REPORTS := build/reports
 RUN_BBOX ?= 0.60,41.62,0.63,41.645
 RUN_MAP := maps/catalonia-trial.zarr
 
-.PHONY: help install install-services run test test-slow test-fuzz test-services test-long bench lint format schema clean
+.PHONY: help install install-services run test test-slow test-fuzz test-services test-long test-gpu bench lint format schema clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -56,6 +56,9 @@ test-services: install install-services  ## tests against a real HTTP server, S3
 
 test-long: install  ## many kills of workers and drivers, walltimes of a minute
 	$(PYTEST) -m 'long or faults' --junitxml $(REPORTS)/long.xml
+
+test-gpu: install  ## CPU against GPU, clusters of GPUs, training by NCCL; skipped where there is no GPU
+	$(PYTEST) -m gpu --junitxml $(REPORTS)/gpu.xml
 
 bench: install  ## measure; results go to benchmarks/results
 	$(BIN)/python -m benchmarks

@@ -112,9 +112,14 @@ class Engine:
             lattice=self.lattice,
             windowing=self.windowing,
         )
+        device = torch.device(self.windowing.device)
+
+        def bring(cell: ROI, window: ROI) -> _OnDevice:
+            return _bring(read_cell(cell, window), device)
+
         reads = list(self.list_reads(roi, is_wanted=is_wanted))
         with ThreadPoolExecutor(1, thread_name_prefix="bigmap-ahead") as ahead:
-            reading = [ahead.submit(read_cell, cell, window) for cell, _, window in reads[:1]]
+            reading = [ahead.submit(bring, cell, window) for cell, _, window in reads[:1]]
             for number, (cell, cores, window) in enumerate(reads, start=1):
                 data = reading.pop().result()
                 with timings.measure("wait"):
@@ -122,7 +127,7 @@ class Engine:
                 try:
                     # Not before: a block that waits holds one cell.
                     for following, _, its_window in reads[number : number + 1]:
-                        reading.append(ahead.submit(read_cell, following, its_window))
+                        reading.append(ahead.submit(bring, following, its_window))
                     if data.clear.any():
                         with timings.measure("predict"):
                             self._predict_cell(canvas, cell, cores, window, data)
@@ -155,11 +160,11 @@ class Engine:
 
     @torch.inference_mode()
     def _predict_cell(
-        self, canvas: Canvas, cell: ROI, cores: list[ROI], window: ROI, data: CellData
+        self, canvas: Canvas, cell: ROI, cores: list[ROI], window: ROI, data: _OnDevice
     ) -> None:
-        device = torch.device(self.windowing.device)
+        device = data.clear.device
         model = self.model.to(device)
-        pixels, clear = _to_device(data, device)
+        pixels, clear = data.pixels, data.clear
         dates = torch.ones(1, len(clear), dtype=torch.bool, device=device)
         canvas.count_observations(cell, window, clear)
         halo_px = self.windowing.halo_px(model.spec, self.lattice)
@@ -186,15 +191,35 @@ class Engine:
                 canvas.add(core, place, {k: v[index].float() for k, v in scores.items()})
 
 
-def _to_device(data: CellData, device: torch.device) -> tuple[list[Tensor], Tensor]:
-    """Bring a cell to the device, as small as it is: int16 bits of DN, or float32 reflectance."""
-    clear = torch.from_numpy(np.ascontiguousarray(data.clear)).to(device)
-    dates = []
+@dataclass(frozen=True)
+class _OnDevice:
+    """A cell where it is computed, as small as it is."""
+
+    pixels: list[Tensor]
+    """For each date (band, y, x): the bits of uint16 DN as int16, with which PyTorch computes, or
+    float32 reflectance."""
+    clear: Tensor
+    """bool, (time, y, x)."""
+
+
+def _bring(data: CellData, device: torch.device) -> _OnDevice:
+    """Bring a cell to the device; to a GPU beside what it computes meanwhile."""
+    pixels = []
     for date in map(np.ascontiguousarray, data.pixels):
-        # PyTorch computes with few operations on uint16, so the bits travel as int16.
         small = date.view(np.int16) if date.dtype == np.uint16 else date.astype(np.float32)
-        dates.append(torch.from_numpy(small).to(device))
-    return dates, clear
+        pixels.append(torch.from_numpy(small))
+    clear = torch.from_numpy(np.ascontiguousarray(data.clear))
+    if device.type == "cpu":
+        return _OnDevice(pixels, clear)
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        *pixels, clear = (
+            each.pin_memory().to(device, non_blocking=True) for each in (*pixels, clear)
+        )
+    stream.synchronize()
+    for each in (*pixels, clear):  # their memory is free again when what computes with them ends
+        each.record_stream(torch.cuda.default_stream(device))
+    return _OnDevice(pixels, clear)
 
 
 def prepare(pixels: Tensor, clear: Tensor, *, empty: Tensor) -> Tensor:
