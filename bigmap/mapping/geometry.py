@@ -64,12 +64,17 @@ def count_computed(lattice: Lattice, spec: ModelSpec, windowing: Windowing) -> f
     """Return the pixels computed for each that is kept of a whole block."""
     side_px = lattice.core_px + 2 * windowing.halo_px(spec, lattice)
     cores = lattice.block_px / lattice.core_px
-    cut = 1 if lattice.shift_px else 2 if windowing.overlap == "blend" else 0
+    # Along an axis: a window more at each end, unless one alone reaches over the border.
+    start, blend_px = lattice.shift_px, windowing.blend_px(lattice)
+    ends = ((start - blend_px) // lattice.core_px, -(-(start + blend_px) // lattice.core_px))
+    cut = ends[1] - ends[0] if blend_px else 0
     return float(((cores + cut) * side_px / lattice.block_px) ** 2)
 
 
 def _with_core(lattice: Lattice, spec: ModelSpec, windowing: Windowing, core_px: int) -> Lattice:
-    """Return a lattice with another core; half of it is rounded down to where windows may begin."""
+    """Return a lattice with another core; half of it is moved to where windows may begin."""
+    cut = replace(lattice, core_px=core_px, shift_px=0)
+    if windowing.overlap != "blend":
+        return cut
     half_px = core_px // 2 // spec.multiple_px * spec.multiple_px
-    blends = windowing.overlap == "blend"
-    return replace(lattice, core_px=core_px, shift_px=half_px if blends else 0)
+    return replace(cut, shift_px=half_px + windowing.halo_px(spec, cut) % spec.multiple_px)

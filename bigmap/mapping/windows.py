@@ -65,9 +65,15 @@ class Windowing:
         return min(BLEND_PX, lattice.core_px // 2) if self.overlap == "blend" else 0
 
     def halo_px(self, spec: ModelSpec, lattice: Lattice) -> int:
-        """Return the halo of a window: what the model needs beside what is blended."""
-        wanted = spec.halo_px + self.blend_px(lattice)
-        return math.ceil(wanted / spec.multiple_px) * spec.multiple_px
+        """Return the halo of a window: what the model needs beside what is blended.
+
+        Windows have sides, and begin, at multiples of what the model wants. Where they blend, cores
+        may begin halfway between such places, and a halo be half of one more.
+        """
+        wanted, step_px = spec.halo_px + self.blend_px(lattice), spec.multiple_px
+        if self.overlap == "blend" and step_px % 4 == 0:  # for less it is a pixel
+            step_px //= 2
+        return math.ceil(wanted / step_px) * step_px
 
 
 class Canvas:

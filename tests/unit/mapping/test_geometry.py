@@ -37,10 +37,12 @@ def test_cores_that_blend_lie_half_a_core_off_the_blocks(spinet):
 def test_windows_begin_where_the_model_lets_them():
     model = build_model("segnet", {"size": "small"})
     multiple_px = model.spec.multiple_px
-    lattice, windowing = choose(model, 2 * multiple_px, overlap="blend")
-    assert lattice.shift_px == multiple_px
-    lattice, _ = choose(model, multiple_px, overlap="blend")
-    assert lattice.shift_px == 0
+    for core_px in (multiple_px, 2 * multiple_px):
+        lattice, windowing = choose(model, core_px, overlap="blend")
+        halo_px = windowing.halo_px(model.spec, lattice)
+        assert lattice.shift_px in (core_px // 2, core_px // 2 + multiple_px // 2, 0)
+        assert (lattice.shift_px - halo_px) % multiple_px == 0
+        assert (core_px + 2 * halo_px) % multiple_px == 0
     assert count_computed(lattice, model.spec, windowing) == pytest.approx(
         count_windows(model, lattice, windowing)
     )
